@@ -1,0 +1,104 @@
+r"""The noun at the centre: a rooted spanning forest as tensors."""
+
+import torch
+from torch import Tensor
+
+
+class Forest:
+    r"""A rooted spanning forest of a graph, held as two tensors.
+
+    Every node :math:`i` but the roots has one parent :math:`p(i)`, and the edge between them
+    belongs to the child. :func:`groot_graph.root_forest` builds a forest from edges; this
+    constructor takes one that is already known.
+
+    Args:
+        order (LongTensor): All nodes, each once, parents before their children, of shape
+            :obj:`[num_nodes]`.
+        parent (LongTensor): The parent of every node, and the node itself at a root, of shape
+            :obj:`[num_nodes]`.
+
+    Raises:
+        TypeError: If an argument is not a tensor of dtype :obj:`torch.int64`.
+        ValueError: If the shapes or the devices do not fit. That parents stand before their
+            children is checked by the operations that walk the forest.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph import Forest
+        >>> forest = Forest(order=torch.tensor([0, 1, 2, 3]), parent=torch.tensor([0, 0, 0, 3]))
+        >>> forest
+        Forest(num_nodes=4, num_trees=2)
+        >>> forest.roots
+        tensor([0, 3])
+    """
+
+    def __init__(self, order: Tensor, parent: Tensor):
+        for name, value in (("order", order), ("parent", parent)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
+            if value.dtype != torch.int64:
+                raise TypeError(f"'{name}' must have dtype torch.int64, got {value.dtype}")
+            if value.dim() != 1:
+                raise ValueError(f"'{name}' must have shape [num_nodes], got {list(value.shape)}")
+        if order.shape != parent.shape:
+            raise ValueError(
+                f"'parent' must have the length of 'order', {order.size(0)}, got {parent.size(0)}"
+            )
+        if order.device != parent.device:
+            raise ValueError(
+                f"'parent' must be on the device of 'order', {order.device}, got {parent.device}"
+            )
+        self.order = order
+        self.parent = parent
+
+    @property
+    def num_nodes(self) -> int:
+        r"""The number of nodes."""
+        return self.order.size(0)
+
+    @property
+    def num_trees(self) -> int:
+        r"""The number of trees. Asks the device, so it waits for a GPU."""
+        return self.roots.size(0)
+
+    @property
+    def roots(self) -> Tensor:
+        r"""The roots, in the sequence of `order`, a LongTensor of shape :obj:`[num_trees]`."""
+        return self.order[self.parent[self.order] == self.order]
+
+    @property
+    def device(self) -> torch.device:
+        r"""The device that holds the tensors."""
+        return self.order.device
+
+    def to(self, device: "torch.device | str") -> "Forest":
+        r"""The same forest on another device."""
+        return Forest(self.order.to(device), self.parent.to(device))
+
+    def depth(self) -> Tensor:
+        r"""The number of edges between every node and its root, a LongTensor of shape
+        :obj:`[num_nodes]`.
+
+        Found by pointer jumping, in a number of steps logarithmic in the depth. Raises a
+        :class:`ValueError` if `parent` holds a cycle.
+        """
+        ancestor = self.parent
+        depth = (ancestor != torch.arange(self.num_nodes, device=self.device)).long()
+        for _ in range(self.num_nodes.bit_length()):
+            depth = depth + depth[ancestor]
+            ancestor = ancestor[ancestor]
+            if torch.equal(ancestor, ancestor[ancestor]):
+                return depth
+        if self.num_nodes > 0:
+            raise ValueError("'parent' must lead every node to a root, got a cycle")
+        return depth
+
+    def levels(self) -> list[Tensor]:
+        r"""The nodes of every depth, roots first, as LongTensors in the sequence of `order`."""
+        if self.num_nodes == 0:
+            return []
+        depth, by_depth = self.depth()[self.order].sort(stable=True)
+        return list(self.order[by_depth].split(depth.bincount().tolist()))
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}(num_nodes={self.num_nodes}, num_trees={self.num_trees})"

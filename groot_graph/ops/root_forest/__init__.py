@@ -1,0 +1,3 @@
+from groot_graph.ops.root_forest.api import root_forest
+
+__all__ = ["root_forest"]

@@ -1,0 +1,114 @@
+import torch
+from torch import Tensor
+from torch_geometric.utils.num_nodes import maybe_num_nodes
+
+from groot_graph.forest import Forest
+from groot_graph.ops.checks import (
+    check_device,
+    check_edge_index,
+    check_node_range,
+    check_num_nodes,
+    check_shape,
+    check_tensor,
+    values_are_checked,
+)
+from groot_graph.ops.dispatch import implementation
+
+
+def root_forest(
+    edge_index: Tensor,
+    edge_mask: Tensor | None = None,
+    num_nodes: int | None = None,
+    root: "str | Tensor" = "first",
+) -> Forest:
+    r"""Roots a forest: gives every node its parent and puts parents before their children.
+
+    Nodes are ordered tree by tree, the trees by their lowest node. Inside a tree the order is depth
+    first; siblings follow each other by node number, except that the child with the largest subtree
+    (of equal ones the highest node) comes last. That order is the same on every device, and a walk
+    along it holds :math:`O(\log N)` unfinished nodes at a time.
+
+    Args:
+        edge_index (LongTensor): The edges, in any direction, of shape :obj:`[2, num_edges]`.
+        edge_mask (BoolTensor, optional): True at the edges of the forest, as
+            :func:`groot_graph.minimum_spanning_forest` returns them, of shape :obj:`[num_edges]`.
+            (default: all edges)
+        num_nodes (int, optional): The number of nodes. (default: the highest node number plus one)
+        root (str or LongTensor, optional): Where each tree is rooted: at its lowest node
+            (:obj:`"first"`), its highest (:obj:`"last"`), or at the given nodes, one for each tree
+            in any sequence. (default: :obj:`"first"`)
+
+    Returns:
+        Forest: The rooted forest.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes or devices do not fit, a node number is out of range, the kept edges
+            hold a cycle, or `root` does not name one node per tree. On CUDA tensors what needs the
+            values is checked only under :func:`torch_geometric.set_debug`.
+
+    Source:
+        The rooted tree that Algorithm 1 of `arXiv 2406.02395 <https://arxiv.org/abs/2406.02395>`_
+        walks.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph import root_forest
+        >>> forest = root_forest(torch.tensor([[0, 2, 1], [1, 1, 3]]), root=torch.tensor([1]))
+        >>> forest.parent
+        tensor([1, 1, 1, 1])
+    """
+    check_edge_index(edge_index)
+    if edge_mask is not None:
+        check_tensor("edge_mask", edge_mask)
+        if edge_mask.dtype != torch.bool:
+            raise TypeError(f"'edge_mask' must have dtype torch.bool, got {edge_mask.dtype}")
+        check_shape("edge_mask", edge_mask, (edge_index.size(1),), "[num_edges]")
+        check_device("edge_mask", edge_mask, "edge_index", edge_index.device)
+    check_num_nodes(num_nodes)
+    _check_root(root, edge_index)
+    num_nodes = maybe_num_nodes(edge_index, num_nodes)
+    name, nodes = (root, None) if isinstance(root, str) else ("given", root)
+    return Forest(*_root_forest(edge_index, edge_mask, num_nodes, name, nodes))
+
+
+def _check_root(root, edge_index: Tensor) -> None:
+    if isinstance(root, str):
+        if root not in ("first", "last"):
+            raise ValueError(f"'root' must be 'first', 'last' or a LongTensor, got '{root}'")
+        return
+    if not isinstance(root, Tensor):
+        raise TypeError(f"'root' must be a str or a torch.Tensor, got {type(root).__name__}")
+    if root.dtype != torch.int64:
+        raise TypeError(f"'root' must have dtype torch.int64, got {root.dtype}")
+    check_shape("root", root, (None,), "[num_trees]")
+    check_device("root", root, "edge_index", edge_index.device)
+
+
+@torch.library.custom_op(
+    "groot_graph::root_forest",
+    mutates_args=(),
+    schema="(Tensor edge_index, Tensor? edge_mask, SymInt num_nodes, str root, Tensor? root_nodes)"
+    " -> (Tensor, Tensor)",
+)
+def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
+    if values_are_checked(edge_index.device):
+        check_node_range(edge_index, num_nodes)
+        if root_nodes is not None:
+            _check_root_range(root_nodes, num_nodes)
+    compute = implementation("root_forest", edge_index.device)
+    return compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
+
+
+@_root_forest.register_fake
+def _(edge_index, edge_mask, num_nodes, root, root_nodes):
+    return edge_index.new_empty(num_nodes), edge_index.new_empty(num_nodes)
+
+
+def _check_root_range(root: Tensor, num_nodes: int) -> None:
+    outside = root[(root < 0) | (root >= num_nodes)]
+    if outside.numel() > 0:
+        raise ValueError(
+            f"'root' must hold node numbers from 0 to num_nodes - 1 = {num_nodes - 1}, "
+            f"got {int(outside[0])}"
+        )

@@ -1,0 +1,161 @@
+r"""Rooting as Numba kernels: adjacency by counting, one walk for the parents, one for the order."""
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from groot_graph.ops.checks import check_acyclic, check_one_root_per_tree
+
+
+def root_forest_cpu(
+    edge_index: Tensor,
+    edge_mask: Tensor | None,
+    num_nodes: int,
+    root: "str | Tensor" = "first",
+) -> tuple[Tensor, Tensor]:
+    kept = edge_index if edge_mask is None else edge_index[:, edge_mask]
+    source, target = kept.contiguous().numpy()
+    number = np.int32 if max(num_nodes, 2 * len(source)) < 2**31 else np.int64
+    start, neighbor = np.zeros(num_nodes + 1, number), np.empty(2 * len(source), number)
+    _fill_adjacency(source, target, start, neighbor)
+
+    parent, size = np.full(num_nodes, -1, np.int64), np.ones(num_nodes, number)
+    walked, tree_start = np.empty(num_nodes, number), np.empty(num_nodes + 1, number)
+    num_trees = _walk_from_lowest(start, neighbor, parent, walked, tree_start)
+    check_acyclic(num_nodes, num_trees, len(source))
+    _sum_sizes(parent, walked, size)
+
+    tree_start = tree_start[: num_trees + 1]
+    roots = _roots(root, walked, tree_start)
+    _move_roots(parent, size, tree_start, roots)
+    order = np.empty(num_nodes, np.int64)
+    _heavy_last_preorder(start, neighbor, parent, size, roots, order)
+    return torch.from_numpy(order), torch.from_numpy(parent)
+
+
+def _roots(root: "str | Tensor", walked: np.ndarray, tree_start: np.ndarray) -> np.ndarray:
+    r"""One root per tree, the trees by their lowest node."""
+    first_of_tree = tree_start[:-1]
+    if isinstance(root, str):
+        lowest = walked[first_of_tree]
+        if root == "first" or len(lowest) == 0:
+            return lowest
+        return np.maximum.reduceat(walked, first_of_tree)
+    tree = np.empty_like(walked)
+    tree[walked] = np.repeat(np.arange(len(first_of_tree)), np.diff(tree_start))
+    tree_of_root = tree[root.numpy()]
+    check_one_root_per_tree(len(first_of_tree), len(root), len(np.unique(tree_of_root)))
+    return root.numpy()[np.argsort(tree_of_root)].astype(walked.dtype)
+
+
+@njit(cache=True, nogil=True)
+def _fill_adjacency(source, target, start, neighbor):
+    r"""Lists the neighbours of every node by ascending number."""
+    num_nodes, num_edges = len(start) - 1, len(source)
+    for edge in range(num_edges):
+        start[source[edge] + 1] += 1
+        start[target[edge] + 1] += 1
+    for node in range(num_nodes):
+        start[node + 1] += start[node]
+
+    unsorted, end = np.empty_like(neighbor), start[:-1].copy()
+    for edge in range(num_edges):
+        first, second = source[edge], target[edge]
+        unsorted[end[first]] = second
+        end[first] += 1
+        unsorted[end[second]] = first
+        end[second] += 1
+
+    # The relation is symmetric, so handing every node to its neighbours in ascending turn sorts all
+    # lists.
+    end[:] = start[:-1]
+    for node in range(num_nodes):
+        for place in range(start[node], start[node + 1]):
+            other = unsorted[place]
+            neighbor[end[other]] = node
+            end[other] += 1
+
+
+@njit(cache=True, nogil=True)
+def _walk_from_lowest(start, neighbor, parent, walked, tree_start):
+    r"""Visits tree after tree, breadth first from its lowest node; returns how many there are."""
+    num_trees = num_walked = num_seen = 0
+    for root in range(len(parent)):
+        if parent[root] >= 0:
+            continue
+        tree_start[num_trees] = num_walked
+        num_trees += 1
+        parent[root] = root
+        walked[num_seen] = root
+        num_seen += 1
+        while num_walked < num_seen:
+            node = walked[num_walked]
+            num_walked += 1
+            for place in range(start[node], start[node + 1]):
+                other = neighbor[place]
+                if parent[other] < 0:
+                    parent[other] = node
+                    walked[num_seen] = other
+                    num_seen += 1
+    tree_start[num_trees] = num_walked
+    return num_trees
+
+
+@njit(cache=True, nogil=True)
+def _sum_sizes(parent, walked, size):
+    for place in range(len(walked) - 1, -1, -1):
+        node = walked[place]
+        if parent[node] != node:
+            size[parent[node]] += size[node]
+
+
+@njit(cache=True, nogil=True)
+def _move_roots(parent, size, tree_start, roots):
+    r"""Turns the parents on the way from each tree's lowest node to its root around."""
+    for tree in range(len(roots)):
+        num_nodes = tree_start[tree + 1] - tree_start[tree]
+        node, below, outside = roots[tree], roots[tree], 0
+        while True:
+            above, inside = parent[node], size[node]
+            parent[node] = below
+            size[node] = num_nodes - outside
+            if above == node:
+                break
+            node, below, outside = above, node, inside
+
+
+@njit(cache=True, nogil=True)
+def _heavy_last_preorder(start, neighbor, parent, size, roots, order):
+    r"""Depth first; siblings by node number, but the one with the largest subtree last."""
+    stack = np.empty(len(order), start.dtype)
+    num_done = 0
+    for root in roots:
+        stack[0] = root
+        height = 1
+        while height > 0:
+            height -= 1
+            node = stack[height]
+            order[num_done] = node
+            num_done += 1
+            heavy = _heavy_child(start, neighbor, parent, size, node)
+            if heavy < 0:
+                continue
+            stack[height] = heavy
+            height += 1
+            for place in range(start[node + 1] - 1, start[node] - 1, -1):
+                child = neighbor[place]
+                if child != parent[node] and child != heavy:
+                    stack[height] = child
+                    height += 1
+
+
+@njit(forceinline=True)
+def _heavy_child(start, neighbor, parent, size, node):
+    r"""The child with the largest subtree, of equal ones the highest, or -1 at a leaf."""
+    heavy = -1
+    for place in range(start[node], start[node + 1]):
+        child = neighbor[place]
+        if child != parent[node] and (heavy < 0 or size[child] >= size[heavy]):
+            heavy = child
+    return heavy

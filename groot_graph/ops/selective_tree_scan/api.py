@@ -1,0 +1,168 @@
+import torch
+from torch import Tensor
+
+from groot_graph.forest import Forest
+from groot_graph.ops.checks import (
+    check_device,
+    check_direction,
+    check_floating,
+    check_forest,
+    check_shape,
+    computing_dtype,
+)
+from groot_graph.ops.dispatch import implementation
+
+
+def selective_tree_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    forest: Forest,
+    D: Tensor | None = None,
+    direction: str = "both",
+    transition_delta: Tensor | None = None,
+) -> Tensor:
+    r"""Runs a selective state space model along a forest.
+
+    .. math::
+        \bar{\mathbf{x}}_i &= \boldsymbol\Delta_i \mathbf{B}_i \mathbf{u}_i, \qquad
+        \bar{\mathbf{A}}_i = \exp(\boldsymbol\Delta'_i \mathbf{A}) \\
+        \mathbf{h}_i &= \sum_j \Big( \prod_{k \in \text{path}(i, j)} \bar{\mathbf{A}}_k \Big)
+        \bar{\mathbf{x}}_j \\
+        \mathbf{y}_i &= \mathbf{C}_i \mathbf{h}_i + \mathbf{D} \odot \mathbf{u}_i
+
+    On a chain rooted at its last node, direction :obj:`"up"`, it is the selective scan of Mamba.
+    The states of all nodes, :obj:`[num_nodes, channels, state_size]`, are never held in memory at
+    once on the CPU.
+
+    Args:
+        u (Tensor): The input, of shape :obj:`[num_nodes, channels]`.
+        delta (Tensor): The step :math:`\boldsymbol\Delta`, of shape :obj:`[num_nodes, channels]`.
+        A (Tensor): The state matrix's diagonal, of shape :obj:`[channels, state_size]`.
+        B (Tensor): The input matrix of every node, of shape :obj:`[num_nodes, state_size]`.
+        C (Tensor): The output matrix of every node, of shape :obj:`[num_nodes, state_size]`.
+        forest (Forest): The rooted forest.
+        D (Tensor, optional): The skip weights, of shape :obj:`[channels]`. (default: no skip)
+        direction (str, optional): Whom a node hears: :obj:`"both"`, :obj:`"up"` or :obj:`"down"`,
+            as in :func:`groot_graph.tree_scan`. (default: :obj:`"both"`)
+        transition_delta (Tensor, optional): The step :math:`\boldsymbol\Delta'` of the edge from
+            every node to its parent, of shape :obj:`[num_nodes, channels]`. (default: `delta`)
+
+    Returns:
+        Tensor: :math:`\mathbf{y}`, of shape :obj:`[num_nodes, channels]` and the dtype of `u`. Half
+        precision is computed in float32.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes, devices or the forest do not fit, or `direction` is unknown.
+
+    Source:
+        `arXiv 2406.02395 <https://arxiv.org/abs/2406.02395>`_, Section 3; the selective scan of
+        `arXiv 2312.00752 <https://arxiv.org/abs/2312.00752>`_, Algorithm 2.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph import root_forest, selective_tree_scan
+        >>> chain = root_forest(torch.tensor([[0, 1], [1, 2]]), root="last")
+        >>> u, delta, B, C = torch.ones(3, 4), torch.ones(3, 4), torch.ones(3, 2), torch.ones(3, 2)
+        >>> selective_tree_scan(u, delta, torch.zeros(4, 2), B, C, chain, direction="up")[:, 0]
+        tensor([2., 4., 6.])
+    """
+    _check_operands(u, delta, A, B, C, D, transition_delta)
+    check_forest(forest, u.size(0), u.device, "u")
+    check_direction(direction)
+    operands = (u, delta, A, B, C, D, transition_delta)
+    dtype = computing_dtype(*(operand for operand in operands if operand is not None))
+    u_, delta, A, B, C, D, transition_delta = (
+        operand if operand is None else operand.to(dtype) for operand in operands
+    )
+    y = _selective_tree_scan(
+        u_, delta, A, B, C, D, transition_delta, forest.order, forest.parent, direction
+    )
+    return y.to(u.dtype)
+
+
+def _check_operands(u, delta, A, B, C, D, transition_delta) -> None:
+    check_floating("u", u)
+    check_shape("u", u, (None, None), "[num_nodes, channels]")
+    check_floating("A", A)
+    check_shape("A", A, (u.size(1), None), "[channels, state_size]")
+    (num_nodes, channels), state_size = u.shape, A.size(1)
+    expected = {
+        "delta": (delta, (num_nodes, channels), "[num_nodes, channels]"),
+        "B": (B, (num_nodes, state_size), "[num_nodes, state_size]"),
+        "C": (C, (num_nodes, state_size), "[num_nodes, state_size]"),
+        "D": (D, (channels,), "[channels]"),
+        "transition_delta": (transition_delta, (num_nodes, channels), "[num_nodes, channels]"),
+    }
+    check_device("A", A, "u", u.device)
+    for name, (operand, shape, meaning) in expected.items():
+        if operand is None and name in ("D", "transition_delta"):
+            continue
+        check_floating(name, operand)
+        check_shape(name, operand, shape, meaning)
+        check_device(name, operand, "u", u.device)
+
+
+@torch.library.custom_op(
+    "groot_graph::selective_tree_scan",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+    "Tensor? transition_delta, Tensor order, Tensor parent, str direction) -> Tensor",
+)
+def _selective_tree_scan(u, delta, A, B, C, D, transition_delta, order, parent, direction):
+    compute = implementation("selective_tree_scan", u.device)
+    return compute(u, delta, A, B, C, Forest(order, parent), D, direction, transition_delta)
+
+
+@_selective_tree_scan.register_fake
+def _(u, delta, A, B, C, D, transition_delta, order, parent, direction):
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op(
+    "groot_graph::selective_tree_scan_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+    "Tensor? transition_delta, Tensor order, Tensor parent, str direction) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _selective_tree_scan_backward(
+    grad, u, delta, A, B, C, D, transition_delta, order, parent, direction
+):
+    compute = implementation("selective_tree_scan", u.device, "_backward")
+    return compute(grad, u, delta, A, B, C, Forest(order, parent), D, direction, transition_delta)
+
+
+@_selective_tree_scan_backward.register_fake
+def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, direction):
+    nodes, states = u.new_empty(u.shape), B.new_empty(B.shape)
+    return (
+        nodes,
+        nodes.clone(),
+        A.new_empty(A.shape),
+        states,
+        states.clone(),
+        u.new_empty(u.size(1)),
+        nodes.clone(),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.direction = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    D, transition_delta = ctx.saved_tensors[5:7]
+    *grads, grad_D, grad_transition_delta = _selective_tree_scan_backward(
+        grad, *ctx.saved_tensors, ctx.direction
+    )
+    grad_D = None if D is None else grad_D
+    grad_transition_delta = None if transition_delta is None else grad_transition_delta
+    return *grads, grad_D, grad_transition_delta, None, None, None
+
+
+_selective_tree_scan.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,3 @@
+from groot_graph.ops.tree_scan.api import tree_scan
+
+__all__ = ["tree_scan"]

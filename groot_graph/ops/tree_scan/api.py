@@ -1,0 +1,118 @@
+import torch
+from torch import Tensor
+
+from groot_graph.forest import Forest
+from groot_graph.ops.checks import (
+    check_device,
+    check_direction,
+    check_floating,
+    check_forest,
+    check_shape,
+    computing_dtype,
+)
+from groot_graph.ops.dispatch import implementation
+
+
+def tree_scan(x: Tensor, transition: Tensor, forest: Forest, direction: str = "both") -> Tensor:
+    r"""Sums what the nodes of a tree hold, each weighted by the product of the transitions on the
+    way.
+
+    .. math::
+        \mathbf{h}_i = \sum_j \Big( \prod_{k \in \text{path}(i, j)} \mathbf{a}_k \Big) \odot
+        \mathbf{x}_j
+
+    The edge between a node and its parent has the transition of the child. Which :math:`j` a node
+    hears is its whole tree (:obj:`"both"`), its subtree (:obj:`"up"`) or its ancestors
+    (:obj:`"down"`), itself always. Two passes make it linear in the nodes:
+
+    .. math::
+        \text{up:}\quad \boldsymbol\xi_i &= \mathbf{x}_i + \sum_{c \text{ child of } i} \mathbf{a}_c
+        \odot \boldsymbol\xi_c \\
+        \text{down:}\quad \mathbf{h}_i &= \boldsymbol\xi_i + \mathbf{a}_i \odot
+        (\mathbf{h}_{p(i)} - \mathbf{a}_i \odot \boldsymbol\xi_i), \qquad
+        \mathbf{h}_{\text{root}} = \boldsymbol\xi_{\text{root}}
+
+    Args:
+        x (Tensor): What every node puts in, of shape :obj:`[num_nodes, channels]`.
+        transition (Tensor): The transition of the edge from every node to its parent, ignored at
+            roots, of shape :obj:`[num_nodes, channels]`.
+        forest (Forest): The rooted forest.
+        direction (str, optional): :obj:`"both"`, :obj:`"up"` or :obj:`"down"`.
+            (default: :obj:`"both"`)
+
+    Returns:
+        Tensor: :math:`\mathbf{h}`, of shape :obj:`[num_nodes, channels]` and the dtype of `x`. Half
+        precision is computed in float32.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes, devices or the forest do not fit, or `direction` is unknown.
+
+    Source:
+        `arXiv 2406.02395 <https://arxiv.org/abs/2406.02395>`_, Algorithms 1 (forward) and 2
+        (backward).
+
+    Example:
+        >>> import torch
+        >>> from groot_graph import root_forest, tree_scan
+        >>> chain = root_forest(torch.tensor([[0, 1], [1, 2]]))
+        >>> tree_scan(torch.ones(3, 1), torch.full((3, 1), 0.5), chain).flatten()
+        tensor([1.7500, 2.0000, 1.7500])
+    """
+    check_floating("x", x)
+    check_shape("x", x, (None, None), "[num_nodes, channels]")
+    check_floating("transition", transition)
+    check_shape("transition", transition, tuple(x.shape), "[num_nodes, channels]")
+    check_device("transition", transition, "x", x.device)
+    check_forest(forest, x.size(0), x.device, "x")
+    check_direction(direction)
+    dtype = computing_dtype(x, transition)
+    h = _tree_scan(x.to(dtype), transition.to(dtype), forest.order, forest.parent, direction)
+    return h.to(x.dtype)
+
+
+@torch.library.custom_op(
+    "groot_graph::tree_scan",
+    mutates_args=(),
+    schema="(Tensor x, Tensor transition, Tensor order, Tensor parent, str direction) -> Tensor",
+)
+def _tree_scan(x, transition, order, parent, direction):
+    compute = implementation("tree_scan", x.device)
+    return compute(x, transition, Forest(order, parent), direction)
+
+
+@_tree_scan.register_fake
+def _(x, transition, order, parent, direction):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op(
+    "groot_graph::tree_scan_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor transition, Tensor h, Tensor order, Tensor parent, "
+    "str direction) -> (Tensor, Tensor)",
+)
+def _tree_scan_backward(grad, x, transition, h, order, parent, direction):
+    compute = implementation("tree_scan", x.device, "_backward")
+    return compute(grad, x, transition, h, Forest(order, parent), direction)
+
+
+@_tree_scan_backward.register_fake
+def _(grad, x, transition, h, order, parent, direction):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    x, transition, order, parent, ctx.direction = inputs
+    ctx.save_for_backward(x, transition, output, order, parent)
+
+
+def _backward(ctx, grad):
+    x, transition, h, order, parent = ctx.saved_tensors
+    grad_x, grad_transition = _tree_scan_backward(
+        grad, x, transition, h, order, parent, ctx.direction
+    )
+    return grad_x, grad_transition, None, None, None
+
+
+_tree_scan.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,271 @@
+r"""The two passes over a tree as Numba kernels: rows of channels as SIMD vectors, trees and
+channels in parallel.
+
+Rows are held in node order. A walk backwards through the forest's order meets children before their
+parents, a walk forwards parents before their children; a row that a walk writes is still in the
+cache when it is read again.
+"""
+
+import torch
+from numba import njit
+from torch import Tensor
+
+from groot_graph.forest import Forest
+from groot_graph.ops.threads import run_in_chunks
+from groot_graph.ops.vector import lanes, load, multiply, multiply_add, store, subtract_product
+from groot_graph.ops.walk import LAST, LEAF, ROOT, Walk, walk
+
+# Channels that one unit of work takes: whole vectors, and whole cache lines, in float32 and
+# float64.
+CHANNELS_PER_BLOCK = 256
+
+
+def tree_scan_cpu(x: Tensor, transition: Tensor, forest: Forest, direction: str) -> Tensor:
+    h = torch.empty(x.shape, dtype=x.dtype)
+    kernel = {"both": _both, "up": _up, "down": _down}[direction]
+    _run(kernel, walk(forest), x, transition, h)
+    return h
+
+
+def tree_scan_backward_cpu(
+    grad: Tensor, x: Tensor, transition: Tensor, h: Tensor, forest: Forest, direction: str
+) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grad_transition = torch.empty(x.shape, dtype=x.dtype)
+    if direction == "both":
+        _run(_both_backward, walk(forest), grad, x, transition, h, grad_x, grad_transition)
+    else:
+        kernel = {"up": _up_backward, "down": _down_backward}[direction]
+        _run(kernel, walk(forest), grad, transition, h, grad_x, grad_transition)
+    return grad_x, grad_transition
+
+
+def _run(kernel, forest: Walk, *rows: Tensor) -> None:
+    r"""Runs a kernel on every pair of a segment of trees and a block of channels."""
+    channels = rows[0].size(1)
+    # One block while there are segments enough to share out: rows are then read in one piece.
+    enough_segments = forest.num_segments >= 2 * torch.get_num_threads()
+    width = CHANNELS_PER_BLOCK if enough_segments else CHANNELS_PER_BLOCK // 4
+    num_blocks = -(-channels // width)
+    flat = (tensor.detach().contiguous().view(-1).numpy() for tensor in rows)
+    run_in_chunks(kernel, forest.num_segments * num_blocks, forest, channels, width, *flat)
+
+
+@njit(forceinline=True)
+def _unit(forest, channels, width, unit):
+    r"""The range of positions and the range of channels of one unit of work."""
+    num_blocks = -(-channels // width)
+    segment, first = unit // num_blocks, unit % num_blocks * width
+    return (
+        forest.segments[segment],
+        forest.segments[segment + 1],
+        first,
+        min(first + width, channels),
+    )
+
+
+@njit(forceinline=True)
+def _copy(source, target, row, first, last):
+    for channel in range(first, last, lanes(target)):
+        store(target, row + channel, last - channel, load(source, row + channel, last - channel))
+
+
+@njit(forceinline=True)
+def _clear(target, row, first, last):
+    for channel in range(first, last):
+        target[row + channel] = 0
+
+
+@njit(forceinline=True)
+def _add_to_parent(transition, child, base, target, row, above, first, last):
+    r"""target_p = base_p + a_i child_i."""
+    for channel in range(first, last, lanes(target)):
+        a = load(transition, row + channel, last - channel)
+        value = load(child, row + channel, last - channel)
+        store(
+            target,
+            above + channel,
+            last - channel,
+            multiply_add(a, value, load(base, above + channel, last - channel)),
+        )
+
+
+@njit(forceinline=True)
+def _pass_up(flag, x, transition, xi, row, above, first, last):
+    r"""ξ_p += a_i ξ_i, where a leaf's ξ is its x, and a parent's begins as its x."""
+    if flag & LEAF:
+        if flag & LAST:
+            _add_to_parent(transition, x, x, xi, row, above, first, last)
+        else:
+            _add_to_parent(transition, x, xi, xi, row, above, first, last)
+    elif flag & LAST:
+        _add_to_parent(transition, xi, x, xi, row, above, first, last)
+    else:
+        _add_to_parent(transition, xi, xi, xi, row, above, first, last)
+
+
+@njit(forceinline=True)
+def _take_from_parent(xi, transition, h, row, above, first, last):
+    r"""h_i = ξ_i + a_i (h_p − a_i ξ_i)."""
+    for channel in range(first, last, lanes(h)):
+        a = load(transition, row + channel, last - channel)
+        value = load(xi, row + channel, last - channel)
+        outside = subtract_product(load(h, above + channel, last - channel), a, value)
+        store(h, row + channel, last - channel, multiply_add(a, outside, value))
+
+
+@njit(cache=True, nogil=True)
+def _both(first_unit, last_unit, forest, channels, width, x, transition, h):
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last = _unit(forest, channels, width, unit)
+        for place in range(stop - 1, start - 1, -1):
+            node, flag = forest.order[place], forest.flags[place]
+            if not flag & ROOT:
+                row, above = node * channels, forest.order[forest.above[place]] * channels
+                _pass_up(flag, x, transition, h, row, above, first, last)
+        for place in range(start, stop):
+            node, flag = forest.order[place], forest.flags[place]
+            row, above = node * channels, forest.order[forest.above[place]] * channels
+            if flag & ROOT:
+                if flag & LEAF:
+                    _copy(x, h, row, first, last)
+            elif flag & LEAF:
+                _take_from_parent(x, transition, h, row, above, first, last)
+            else:
+                _take_from_parent(h, transition, h, row, above, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _up(first_unit, last_unit, forest, channels, width, x, transition, xi):
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last = _unit(forest, channels, width, unit)
+        for place in range(stop - 1, start - 1, -1):
+            node, flag = forest.order[place], forest.flags[place]
+            row, above = node * channels, forest.order[forest.above[place]] * channels
+            if flag & LEAF:
+                _copy(x, xi, row, first, last)
+            if not flag & ROOT:
+                _pass_up(flag, x, transition, xi, row, above, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _down(first_unit, last_unit, forest, channels, width, x, transition, h):
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last = _unit(forest, channels, width, unit)
+        for place in range(start, stop):
+            node = forest.order[place]
+            row, above = node * channels, forest.order[forest.above[place]] * channels
+            if forest.flags[place] & ROOT:
+                _copy(x, h, row, first, last)
+            else:
+                _add_from_parent(x, transition, h, row, above, first, last)
+
+
+@njit(forceinline=True)
+def _add_from_parent(x, transition, h, row, above, first, last):
+    r"""h_i = x_i + a_i h_p."""
+    for channel in range(first, last, lanes(h)):
+        a = load(transition, row + channel, last - channel)
+        value = load(x, row + channel, last - channel)
+        store(
+            h,
+            row + channel,
+            last - channel,
+            multiply_add(a, load(h, above + channel, last - channel), value),
+        )
+
+
+@njit(forceinline=True)
+def _multiply_rows(left, left_row, right, right_row, target, row, first, last):
+    for channel in range(first, last, lanes(target)):
+        product = multiply(
+            load(left, left_row + channel, last - channel),
+            load(right, right_row + channel, last - channel),
+        )
+        store(target, row + channel, last - channel, product)
+
+
+@njit(cache=True, nogil=True)
+def _up_backward(
+    first_unit, last_unit, forest, channels, width, grad, transition, xi, grad_x, grad_transition
+):
+    r"""x̄_i = ḡ_i + a_i x̄_p,  ā_i = x̄_p ξ_i."""
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last = _unit(forest, channels, width, unit)
+        for place in range(start, stop):
+            node = forest.order[place]
+            row, above = node * channels, forest.order[forest.above[place]] * channels
+            if forest.flags[place] & ROOT:
+                _copy(grad, grad_x, row, first, last)
+                _clear(grad_transition, row, first, last)
+            else:
+                _add_from_parent(grad, transition, grad_x, row, above, first, last)
+                _multiply_rows(grad_x, above, xi, row, grad_transition, row, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _down_backward(
+    first_unit, last_unit, forest, channels, width, grad, transition, h, grad_x, grad_transition
+):
+    r"""x̄_i = ḡ_i + Σ a_c x̄_c,  ā_i = x̄_i h_p."""
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last = _unit(forest, channels, width, unit)
+        for place in range(stop - 1, start - 1, -1):
+            node, flag = forest.order[place], forest.flags[place]
+            row, above = node * channels, forest.order[forest.above[place]] * channels
+            if flag & LEAF:
+                _copy(grad, grad_x, row, first, last)
+            if flag & ROOT:
+                _clear(grad_transition, row, first, last)
+            else:
+                _pass_up(flag, grad, transition, grad_x, row, above, first, last)
+                _multiply_rows(grad_x, row, h, above, grad_transition, row, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _both_backward(
+    first_unit,
+    last_unit,
+    forest,
+    channels,
+    width,
+    grad,
+    x,
+    transition,
+    h,
+    grad_x,
+    grad_transition,
+):
+    r"""γ = up(ḡ) and ξ = up(x), held in the outputs until the walk down turns them into Γ and ā."""
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last = _unit(forest, channels, width, unit)
+        for place in range(stop - 1, start - 1, -1):
+            node, flag = forest.order[place], forest.flags[place]
+            if not flag & ROOT:
+                row, above = node * channels, forest.order[forest.above[place]] * channels
+                _pass_up(flag, x, transition, grad_transition, row, above, first, last)
+                _pass_up(flag, grad, transition, grad_x, row, above, first, last)
+        for place in range(start, stop):
+            node, flag = forest.order[place], forest.flags[place]
+            row, above = node * channels, forest.order[forest.above[place]] * channels
+            if flag & LEAF:
+                _copy(x, grad_transition, row, first, last)
+                _copy(grad, grad_x, row, first, last)
+            if flag & ROOT:
+                _clear(grad_transition, row, first, last)
+            else:
+                _take_gradients(transition, h, grad_x, grad_transition, row, above, first, last)
+
+
+@njit(forceinline=True)
+def _take_gradients(transition, h, grad_x, grad_transition, row, above, first, last):
+    r"""ā_i = γ_i (h_p − a_i ξ_i) + ξ_i (Γ_p − a_i γ_i),  Γ_i = γ_i + a_i (Γ_p − a_i γ_i)."""
+    for channel in range(first, last, lanes(grad_x)):
+        a = load(transition, row + channel, last - channel)
+        xi = load(grad_transition, row + channel, last - channel)
+        gamma = load(grad_x, row + channel, last - channel)
+        outside = subtract_product(load(h, above + channel, last - channel), a, xi)
+        grad_outside = subtract_product(load(grad_x, above + channel, last - channel), a, gamma)
+        slope = multiply_add(gamma, outside, multiply(xi, grad_outside))
+        store(grad_transition, row + channel, last - channel, slope)
+        store(grad_x, row + channel, last - channel, multiply_add(a, grad_outside, gamma))
