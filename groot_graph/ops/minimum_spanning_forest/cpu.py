@@ -17,62 +17,55 @@ EDGES_PER_COMPONENT = 3.0
 LIGHT_SHARE = 0.5
 SAMPLE_SIZE = 1024
 
+# The kernels number nodes and edges with 32 bits, and pack an edge's key and place into 64.
+MOST = 2**31 - 1
+NONE = np.int64(2**63 - 1)
+PLACE_BITS = np.int64(32)
+PLACE_MASK = np.int64(2**32 - 1)
+
 
 def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
+    num_edges = edge_index.size(1)
+    if max(num_nodes, num_edges) > MOST:
+        raise ValueError(
+            f"'edge_index' must have at most {MOST} edges and 'num_nodes' must be at most that, "
+            f"got {num_edges} and {num_nodes}"
+        )
     source, target = edge_index.contiguous().numpy()
-    num_edges = len(source)
-    number = np.int32 if max(num_nodes, num_edges) < 2**31 else np.int64
-    weight = _comparable(edge_weight).contiguous().numpy()
+    key = _order_preserving_key(edge_weight).contiguous().numpy()
     edge_mask = np.zeros(num_edges, np.bool_)
-    edges, heavy_edges = (
-        _edge_list(num_edges, number, weight),
-        _edge_list(num_edges, number, weight),
-    )
-    best_edge, best_value = np.empty(num_nodes, number), np.empty(num_nodes, weight.dtype)
-    label, component = np.empty(num_nodes, number), np.empty(num_nodes, number)
-    _forest(
-        source,
-        target,
-        weight,
-        num_nodes,
-        edge_mask,
-        edges,
-        heavy_edges,
-        (best_edge, best_value),
-        label,
-        component,
-    )
+    edges, heavy_edges = (np.empty((4, num_edges), np.int32) for _ in range(2))
+    best = np.empty(num_nodes, np.int64)
+    label, component = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
+    _forest(source, target, key, edge_mask, edges, heavy_edges, best, label, component)
     return torch.from_numpy(edge_mask)
 
 
-def _comparable(edge_weight: Tensor) -> Tensor:
-    r"""NumPy lacks bfloat16, and no arithmetic is done: a wider dtype compares the same."""
-    if edge_weight.is_floating_point():
-        return edge_weight if edge_weight.dtype == torch.float64 else edge_weight.float()
-    return edge_weight.long()
-
-
-def _edge_list(num_edges: int, number: type, weight: np.ndarray) -> tuple[np.ndarray, ...]:
-    r"""Room for both ends of every edge, its weight and its number."""
-    return (
-        np.empty(num_edges, number),
-        np.empty(num_edges, number),
-        np.empty(num_edges, weight.dtype),
-        np.empty(num_edges, number),
-    )
+def _order_preserving_key(edge_weight: Tensor) -> Tensor:
+    r"""An int32 for every weight that compares as the weights do."""
+    if edge_weight.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        # Adding zero makes -0 the same as 0; the lower bits of negative floats count downwards.
+        bits = (edge_weight.float() + 0.0).view(torch.int32)
+        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    if edge_weight.dtype in (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32):
+        return edge_weight.int()
+    if edge_weight.dtype == torch.uint32:
+        edge_weight = edge_weight.long()
+    by_weight = edge_weight.sort(stable=True).indices
+    rank = torch.empty(len(by_weight), dtype=torch.int32)
+    rank[by_weight] = torch.arange(len(by_weight), dtype=torch.int32)
+    return rank
 
 
 @njit(cache=True, nogil=True)
-def _forest(
-    source, target, weight, num_nodes, edge_mask, edges, heavy_edges, best, label, component
-):
+def _forest(source, target, key, edge_mask, edges, heavy_edges, best, label, component):
     num_edges = 0
     for edge in range(len(source)):
         if source[edge] != target[edge]:
-            _put(edges, num_edges, source[edge], target[edge], weight[edge], edge)
+            _put(edges, num_edges, source[edge], target[edge], key[edge], edge)
             num_edges += 1
 
-    num_components = num_nodes
+    num_components = len(best)
     while num_edges > 0:
         num_light, num_heavy = num_edges, 0
         if num_edges > EDGES_PER_COMPONENT * num_components:
@@ -80,43 +73,39 @@ def _forest(
         joined = _join(edges, num_light, num_components, edge_mask, best, label, component)
         num_edges = 0
         for place in range(num_heavy):
-            first, second, value, edge = _get(heavy_edges, place)
+            first, second, key_of_edge, edge = _get(heavy_edges, place)
             first, second = component[first], component[second]
             if first != second:
-                _put(edges, num_edges, first, second, value, edge)
+                _put(edges, num_edges, first, second, key_of_edge, edge)
                 num_edges += 1
         num_components = joined
 
 
 @njit(forceinline=True)
 def _get(edges, place):
-    first, second, value, number = edges
-    return first[place], second[place], value[place], number[place]
+    return edges[0, place], edges[1, place], edges[2, place], edges[3, place]
 
 
 @njit(forceinline=True)
-def _put(edges, place, first_end, second_end, weight, edge):
-    first, second, value, number = edges
-    first[place], second[place] = first_end, second_end
-    value[place], number[place] = weight, edge
+def _put(edges, place, first, second, key, edge):
+    edges[0, place], edges[1, place], edges[2, place], edges[3, place] = first, second, key, edge
 
 
 @njit(cache=True, nogil=True)
 def _split(edges, heavy_edges, num_edges, num_components):
     r"""Moves the edges above a weight to the second list; both lists keep the sequence."""
-    value = edges[2]
-    sample = np.sort(value[: num_edges : max(1, num_edges // SAMPLE_SIZE)])
+    sample = np.sort(edges[2, : num_edges : max(1, num_edges // SAMPLE_SIZE)])
     share = LIGHT_SHARE * EDGES_PER_COMPONENT * num_components / num_edges
     pivot = sample[int(share * len(sample))]
     num_light = num_heavy = 0
     for place in range(num_edges):
-        first, second, weight, edge = _get(edges, place)
-        if weight <= pivot:
-            _put(edges, num_light, first, second, weight, edge)
-            num_light += 1
-        else:
-            _put(heavy_edges, num_heavy, first, second, weight, edge)
-            num_heavy += 1
+        first, second, key, edge = _get(edges, place)
+        # Both lists are written and one counter moves: no branch to mispredict.
+        _put(heavy_edges, num_heavy, first, second, key, edge)
+        _put(edges, num_light, first, second, key, edge)
+        is_light = key <= pivot
+        num_light += is_light
+        num_heavy += not is_light
     return num_light, num_heavy
 
 
@@ -126,58 +115,54 @@ def _join(edges, num_edges, num_components, edge_mask, best, label, component):
 
     Fills `component` with what every component ends up in, and returns how many are left.
     """
-    best_edge, best_value = best
-    best_edge[:num_components] = -1
+    best[:num_components] = NONE
     for place in range(num_edges):
-        first, second, weight, _ = _get(edges, place)
-        _offer(best_edge, best_value, first, weight, place)
-        _offer(best_edge, best_value, second, weight, place)
+        first, second, key, _ = _get(edges, place)
+        _offer(best, first, key, place)
+        _offer(best, second, key, place)
     for start in range(num_components):
         component[start] = start
 
     num_left = num_components
     while num_edges > 0:
-        num_left = _contract(edges, num_left, edge_mask, best_edge, label)
+        num_left = _contract(edges, num_left, edge_mask, best, label)
         for start in range(num_components):
             component[start] = label[component[start]]
         num_crossing = 0
         for place in range(num_edges):
-            first, second, weight, edge = _get(edges, place)
+            first, second, key, edge = _get(edges, place)
             first, second = label[first], label[second]
             if first != second:
-                _put(edges, num_crossing, first, second, weight, edge)
-                _offer(best_edge, best_value, first, weight, num_crossing)
-                _offer(best_edge, best_value, second, weight, num_crossing)
+                _put(edges, num_crossing, first, second, key, edge)
+                _offer(best, first, key, num_crossing)
+                _offer(best, second, key, num_crossing)
                 num_crossing += 1
         num_edges = num_crossing
     return num_left
 
 
 @njit(forceinline=True)
-def _offer(best_edge, best_value, component, weight, place):
-    if best_edge[component] < 0 or weight < best_value[component]:
-        best_edge[component] = place
-        best_value[component] = weight
+def _offer(best, component, key, place):
+    r"""Keeps the lowest (key, place); places stand in the sequence of edge numbers."""
+    best[component] = min(best[component], (np.int64(key) << PLACE_BITS) | np.int64(place))
 
 
 @njit(cache=True, nogil=True)
-def _contract(edges, num_components, edge_mask, best_edge, label):
+def _contract(edges, num_components, edge_mask, best, label):
     r"""Joins every component along its best edge.
 
     Fills `label` with what every component is joined to, numbered by first member, and returns how
     many there are.
     """
-    first, second, _, number = edges
     for component in range(num_components):
-        place = best_edge[component]
-        if place < 0:
+        if best[component] == NONE:
             label[component] = component
             continue
-        edge_mask[number[place]] = True
-        other = first[place] + second[place] - component
-        # Of two components that choose the same edge, the lower one is where the chain of choices
-        # ends.
-        ends_here = best_edge[other] == place and component < other
+        place = best[component] & PLACE_MASK
+        edge_mask[edges[3, place]] = True
+        other = edges[0, place] + edges[1, place] - component
+        # Of two components that choose the same edge, the lower one ends the chain of choices.
+        ends_here = best[other] == best[component] and component < other
         label[component] = component if ends_here else other
 
     for component in range(num_components):
@@ -188,12 +173,12 @@ def _contract(edges, num_components, edge_mask, best_edge, label):
         label[component] = end
 
     num_joined = 0
-    new_number = best_edge
+    new_number = best
     for component in range(num_components):
         if label[component] == component:
             new_number[component] = num_joined
             num_joined += 1
     for component in range(num_components):
         label[component] = new_number[label[component]]
-    best_edge[:num_joined] = -1
+    best[:num_joined] = NONE
     return num_joined

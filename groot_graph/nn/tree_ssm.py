@@ -1,0 +1,187 @@
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import LayerNorm, Linear, Parameter
+
+from groot_graph.forest import Forest
+from groot_graph.nn.checks import (
+    check_bool,
+    check_dt_rank,
+    check_features,
+    check_number,
+    check_positive_int,
+)
+from groot_graph.ops import selective_tree_scan, tree_scan
+from groot_graph.ops.checks import check_direction, check_forest
+
+
+class TreeSSM(torch.nn.Module):
+    r"""The selective state space model along a given forest from the `"GrootVL: Tree Topology is
+    All You Need in State Space Model" <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.2,
+    Algorithm 1), with the parameters of `"Mamba" <https://arxiv.org/abs/2312.00752>`_.
+
+    .. math::
+        \mathbf{\Delta}_i &= \mathrm{softplus} \left( \mathbf{W}_{\Delta} \mathbf{W}_1 \mathbf{u}_i
+        + \mathbf{b}_{\Delta} \right), \qquad
+        \mathbf{B}_i = \mathbf{W}_2 \mathbf{u}_i, \qquad
+        \mathbf{C}_i = \mathbf{W}_3 \mathbf{u}_i
+
+        \mathbf{h}_i &= \sum_j \Big( \prod_{k \in \mathrm{path}(i, j)}
+        e^{\mathbf{\Delta}_k \mathbf{A}} \Big) \mathbf{\Delta}_j \mathbf{B}_j \mathbf{u}_j, \qquad
+        \mathbf{A} = - e^{\mathbf{A}_{\log}}
+
+        \mathbf{y}_i &= \mathbf{C}_i \, \mathrm{norm}(\mathbf{h}_i) + \mathbf{D} \mathbf{u}_i
+
+    where an edge of the path is named by its child, and :math:`j` runs over the whole tree of
+    :math:`i`, over its subtree, or over its ancestors, as `direction` says. The scan runs in
+    :obj:`torch.float32` at least, also under autocast.
+
+    Args:
+        channels (int): Size of each node's input and output.
+        state_size (int, optional): The number of states per channel. (default: :obj:`1`)
+        dt_rank (int or str, optional): The rank of the projection to :math:`\mathbf{\Delta}`;
+            :obj:`"auto"` is :obj:`ceil(channels / 16)`. (default: :obj:`"auto"`)
+        direction (str, optional): Whom a node hears: its whole tree (:obj:`"both"`), its subtree
+            (:obj:`"up"`) or its ancestors (:obj:`"down"`). (default: :obj:`"both"`)
+        state_norm (bool, optional): If set to :obj:`True`, the states :math:`\mathbf{h}` pass a
+            layer normalization over the channels, and :obj:`[num_nodes, channels, state_size]` is
+            held in memory; otherwise :math:`\mathrm{norm}` is the identity. (default: :obj:`False`)
+        dt_min (float, optional): The least initial :math:`\mathbf{\Delta}`. (default: :obj:`0.001`)
+        dt_max (float, optional): The greatest initial :math:`\mathbf{\Delta}`. (default:
+            :obj:`0.1`)
+        dt_init_floor (float, optional): The bound below which no initial :math:`\mathbf{\Delta}`
+            falls. (default: :obj:`1e-4`)
+
+    Shapes:
+        - **input:** node features :math:`(|\mathcal{V}|, F)`, a :class:`groot_graph.Forest` of
+          :math:`|\mathcal{V}|` nodes
+        - **output:** node features :math:`(|\mathcal{V}|, F)`
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size is below one, a name is unknown, or the bounds of
+            :math:`\mathbf{\Delta}` do not satisfy :obj:`0 < dt_min <= dt_max` and :obj:`0 <
+            dt_init_floor`.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph import root_forest
+        >>> from groot_graph.nn import TreeSSM
+        >>> forest = root_forest(torch.tensor([[0, 1, 1], [1, 2, 3]]))
+        >>> ssm = TreeSSM(16, state_size=4)
+        >>> ssm(torch.randn(4, 16), forest).shape
+        torch.Size([4, 16])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        state_size: int = 1,
+        dt_rank: int | str = "auto",
+        direction: str = "both",
+        state_norm: bool = False,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+    ):
+        check_positive_int("channels", channels)
+        check_positive_int("state_size", state_size)
+        check_dt_rank(dt_rank)
+        check_direction(direction)
+        check_bool("state_norm", state_norm)
+        _check_dt_bounds(dt_min, dt_max, dt_init_floor)
+        super().__init__()
+        self.channels = channels
+        self.state_size = state_size
+        self.dt_rank = math.ceil(channels / 16) if dt_rank == "auto" else dt_rank
+        self.direction = direction
+        self.dt_min = dt_min
+        self.dt_max = dt_max
+        self.dt_init_floor = dt_init_floor
+
+        self.x_proj = Linear(channels, self.dt_rank + 2 * state_size, bias=False)
+        self.dt_proj = Linear(self.dt_rank, channels)
+        self.A_log = Parameter(torch.empty(channels, state_size))
+        self.D = Parameter(torch.empty(channels))
+        self.state_norm = LayerNorm(channels) if state_norm else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module, :math:`\mathbf{\Delta}` as in Mamba:
+        log-uniform between `dt_min` and `dt_max`.
+        """
+        self.x_proj.reset_parameters()
+        torch.nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        log_dt = torch.empty_like(self.dt_proj.bias)
+        log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max))
+        self.dt_proj.bias.copy_(_inverse_softplus(log_dt.exp().clamp(min=self.dt_init_floor)))
+        states = torch.arange(1, self.state_size + 1, device=self.A_log.device)
+        self.A_log.copy_(states.log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+        if self.state_norm is not None:
+            self.state_norm.reset_parameters()
+
+    def forward(self, u: Tensor, forest: Forest) -> Tensor:
+        r"""Passes the states along the forest.
+
+        Args:
+            u (Tensor): The node features, of shape :obj:`[num_nodes, channels]`.
+            forest (Forest): The forest of the nodes.
+
+        Returns:
+            Tensor: The output, of the shape and dtype of `u`.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If a shape or a device does not fit, or the forest has another number of
+                nodes.
+        """
+        check_features("u", u, self.channels)
+        check_forest(forest, u.size(0), u.device, "u")
+        sizes = [self.dt_rank, self.state_size, self.state_size]
+        delta, B, C = self.x_proj(u).split(sizes, dim=-1)
+        delta = self.dt_proj(delta)
+
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        A = -self.A_log.to(dtype).exp()
+        operands = u.to(dtype), F.softplus(delta.to(dtype)), A, B.to(dtype), C.to(dtype)
+        scan = self._scan if self.state_norm is None else self._normalized_scan
+        return scan(*operands, self.D.to(dtype), forest).to(u.dtype)
+
+    def _scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, forest: Forest
+    ) -> Tensor:
+        return selective_tree_scan(u, delta, A, B, C, forest, D, direction=self.direction)
+
+    def _normalized_scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, forest: Forest
+    ) -> Tensor:
+        x = (delta * u).unsqueeze(1) * B.unsqueeze(2)  # [num_nodes, state_size, channels]
+        transition = (delta.unsqueeze(1) * A.t()).exp()
+        h = tree_scan(x.flatten(1), transition.flatten(1), forest, self.direction).view_as(x)
+        norm = self.state_norm
+        weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
+        h = F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps)
+        return (h * C.unsqueeze(2)).sum(dim=1) + D * u
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.channels}, state_size={self.state_size}, "
+            f"direction={self.direction})"
+        )
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
+
+
+def _check_dt_bounds(dt_min: float, dt_max: float, dt_init_floor: float) -> None:
+    for name, value in (("dt_min", dt_min), ("dt_max", dt_max), ("dt_init_floor", dt_init_floor)):
+        check_number(name, value)
+        if not 0 < value < math.inf:
+            raise ValueError(f"'{name}' must be positive and finite, got {value}")
+    if dt_min > dt_max:
+        raise ValueError(f"'dt_min' must not exceed 'dt_max', {dt_max}, got {dt_min}")

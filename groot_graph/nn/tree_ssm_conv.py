@@ -1,0 +1,261 @@
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import LayerNorm, Parameter
+from torch_geometric.nn import Aggregation, Linear, MessagePassing
+from torch_geometric.nn.aggr import MultiAggregation
+from torch_geometric.typing import Adj, OptTensor
+
+from groot_graph.forest import Forest
+from groot_graph.nn.adjacency import to_plain_edge_index
+from groot_graph.nn.checks import (
+    check_bool,
+    check_dt_rank,
+    check_features,
+    check_number,
+    check_positive_int,
+)
+from groot_graph.nn.tree_ssm import TreeSSM
+from groot_graph.nn.tree_topology import TreeTopology
+from groot_graph.ops.checks import check_forest, check_shape
+
+
+class TreeSSMConv(MessagePassing):
+    r"""The tree state space layer from the `"GrootVL: Tree Topology is All You Need in State Space
+    Model" <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.3), for any graph: every node hears
+    every node of its connected component, in linear time.
+
+    .. math::
+        \mathbf{U}, \mathbf{Z} &= \mathbf{X} \mathbf{W}_{\mathrm{in}}
+
+        \mathbf{V} &= \mathrm{SiLU} \left( \mathrm{mix}(\mathbf{U}, \mathcal{E}) \right)
+
+        \mathbf{Y} &= \mathrm{TreeSSM} \left( \mathbf{V}, \mathrm{TreeTopology}(\mathbf{V},
+        \mathcal{E}) \right)
+
+        \mathbf{X}^{\prime} &= \left( \mathrm{LayerNorm}(\mathbf{Y}) \odot \mathrm{SiLU}(\mathbf{Z})
+        \right) \mathbf{W}_{\mathrm{out}}
+
+    where the depthwise mix is the graph form of a depthwise convolution over an image,
+
+    .. math::
+        \mathrm{mix}(\mathbf{U}, \mathcal{E})_i = \mathbf{w}_0 \odot \mathbf{u}_i + \mathbf{w}_1
+        \odot \bigoplus_{j \in \mathcal{N}(i)} \mathbf{u}_j + \mathbf{b},
+
+    :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the features, without a
+    gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
+            input.
+        out_channels (int): Size of each output sample.
+        state_size (int, optional): The number of states per inner channel. (default: :obj:`1`)
+        expand (int or float, optional): The number of inner channels per output channel.
+            (default: :obj:`2`)
+        dt_rank (int or str, optional): The rank of the projection to the step sizes; :obj:`"auto"`
+            is :obj:`ceil(out_channels / 16)`. (default: :obj:`"auto"`)
+        metric (str or Callable, optional): The dissimilarity the tree is grown over, see
+            :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"cosine"`)
+        tree (str, optional): The spanning forest to grow, :obj:`"min"`, :obj:`"max"` or
+            :obj:`"random"`. (default: :obj:`"min"`)
+        root (str, optional): The root of every tree, :obj:`"first"` or :obj:`"last"`.
+            (default: :obj:`"first"`)
+        direction (str, optional): Whom a node hears, :obj:`"both"`, :obj:`"up"` or :obj:`"down"`,
+            see :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
+        aggr (str or [str] or Aggregation, optional): The aggregation of the neighbors in the mix;
+            several get one weight each. :obj:`None` leaves the mix out. (default: :obj:`"mean"`)
+        state_norm (bool, optional): If set to :obj:`False`, the states are not normalized, which
+            saves memory where `state_size` is large. (default: :obj:`True`)
+        bias (bool, optional): If set to :obj:`True`, the in- and out-projection learn an additive
+            bias. (default: :obj:`False`)
+        **kwargs (optional): Additional arguments of
+            :class:`torch_geometric.nn.conv.MessagePassing`.
+
+    Shapes:
+        - **input:**
+          node features :math:`(|\mathcal{V}|, F_{in})`,
+          edge indices :math:`(2, |\mathcal{E}|)`,
+          dissimilarities :math:`(|\mathcal{E}|)` *(optional)*
+        - **output:** node features :math:`(|\mathcal{V}|, F_{out})`
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size is below one or a name is unknown.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph.nn import TreeSSMConv
+        >>> conv = TreeSSMConv(16, 32)
+        >>> edge_index = torch.tensor([[0, 1, 2, 0], [1, 2, 3, 3]])
+        >>> conv(torch.randn(4, 16), edge_index).shape
+        torch.Size([4, 32])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        state_size: int = 1,
+        expand: float = 2,
+        dt_rank: int | str = "auto",
+        metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        tree: str = "min",
+        root: str = "first",
+        direction: str = "both",
+        aggr: str | list[str] | Aggregation | None = "mean",
+        state_norm: bool = True,
+        bias: bool = False,
+        **kwargs,
+    ):
+        _check_in_channels(in_channels)
+        check_positive_int("out_channels", out_channels)
+        _check_expand(expand, out_channels)
+        check_dt_rank(dt_rank)
+        _check_aggr(aggr)
+        check_bool("bias", bias)
+        super().__init__(aggr, **kwargs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.inner_channels = int(expand * out_channels)
+
+        self.in_proj = Linear(in_channels, 2 * self.inner_channels, bias=bias)
+        self.topology = TreeTopology(metric, tree, root)
+        dt_rank = math.ceil(out_channels / 16) if dt_rank == "auto" else dt_rank
+        self.ssm = TreeSSM(self.inner_channels, state_size, dt_rank, direction, state_norm)
+        self.out_norm = LayerNorm(self.inner_channels)
+        self.out_proj = Linear(self.inner_channels, out_channels, bias=bias)
+        if aggr is not None:
+            self.weight_self = Parameter(torch.empty(self.inner_channels))
+            self.weight_neighbor = Parameter(torch.empty(self._num_aggrs(), self.inner_channels))
+            self.bias_mix = Parameter(torch.empty(self.inner_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        super().reset_parameters()
+        self.in_proj.reset_parameters()
+        self.ssm.reset_parameters()
+        self.out_norm.reset_parameters()
+        self.out_proj.reset_parameters()
+        if self.aggr_module is not None:
+            # The bound of a depthwise convolution with one tap per addend.
+            bound = (1 + self.weight_neighbor.size(0)) ** -0.5
+            for parameter in (self.weight_self, self.weight_neighbor, self.bias_mix):
+                torch.nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Adj | None = None,
+        edge_weight: OptTensor = None,
+        forest: Forest | None = None,
+        root: str | Tensor | None = None,
+    ) -> Tensor:
+        r"""Runs the layer.
+
+        Args:
+            x (Tensor): The node features, of shape :obj:`[num_nodes, in_channels]`.
+            edge_index (Tensor or EdgeIndex or SparseTensor or torch.sparse.Tensor, optional): The
+                edges of the mix and the candidate edges of the tree. Needed unless `forest` is
+                given and the mix is left out by :obj:`aggr=None`. A sparse adjacency is PyG's
+                transposed :obj:`adj_t`; its edges are numbered as
+                :func:`torch_geometric.utils.to_edge_index` lists them, and its values are not read.
+                (default: :obj:`None`)
+            edge_weight (Tensor, optional): The dissimilarities the tree is grown over in place of
+                the metric, of shape :obj:`[num_edges]`. They do not weigh the mix. (default:
+                :obj:`None`)
+            forest (Forest, optional): The forest to pass the states along, in place of one grown
+                from the features. (default: :obj:`None`)
+            root (str or LongTensor, optional): The root of every tree for this call:
+                :obj:`"first"`, :obj:`"last"` or one node per tree. (default: the `root` of the
+                layer)
+
+        Returns:
+            Tensor: The output, of shape :obj:`[num_nodes, out_channels]`.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If `x` is a pair of a bipartite graph, a shape or a device does not fit, a
+                node number is out of range, a weight is NaN, `edge_index` is missing, or
+                `edge_weight` or `root` come with a `forest`.
+        """
+        self._check_x(x)
+        self._check_combination(edge_index, edge_weight, forest, root)
+        if forest is not None:
+            check_forest(forest, x.size(0), x.device, "x")
+        if edge_index is not None:
+            edge_index = to_plain_edge_index(edge_index, x)
+
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        if self.aggr_module is not None:
+            u = self._mix(u, edge_index)
+        u = F.silu(u)
+        if forest is None:
+            forest = self.topology(u, edge_index, edge_weight, root)
+        y = self.out_norm(self.ssm(u, forest))
+        return self.out_proj(y * F.silu(z))
+
+    def message(self, u_j: Tensor) -> Tensor:
+        return u_j
+
+    def _mix(self, u: Tensor, edge_index: Tensor) -> Tensor:
+        neighbors = self.propagate(edge_index, u=u)
+        width = self.weight_neighbor.numel()
+        check_shape("aggr(x)", neighbors, (u.size(0), width), "[num_nodes, inner_channels]")
+        neighbors = neighbors.view(-1, *self.weight_neighbor.shape) * self.weight_neighbor
+        return self.weight_self * u + neighbors.sum(dim=1) + self.bias_mix
+
+    def _num_aggrs(self) -> int:
+        if not isinstance(self.aggr_module, MultiAggregation):
+            return 1
+        return self.aggr_module.get_out_channels(self.inner_channels) // self.inner_channels
+
+    def _check_x(self, x: Tensor) -> None:
+        name = self.__class__.__name__
+        if isinstance(x, tuple | list):
+            raise ValueError(
+                f"'{name}' does not support bipartite message passing: 'x' must be one tensor of "
+                f"shape [num_nodes, in_channels], got a {type(x).__name__} of {len(x)}. Use it on "
+                f"edge types between nodes of one type, or on 'HeteroData.to_homogeneous()'"
+            )
+        in_channels = self.in_proj.in_channels
+        check_features("x", x, None if in_channels == -1 else in_channels)
+
+    def _check_combination(self, edge_index, edge_weight, forest, root) -> None:
+        if edge_index is None and (forest is None or self.aggr_module is not None):
+            raise ValueError(
+                "'edge_index' must be given, got None: it can be left out only where a 'forest' is "
+                "given and the layer has aggr=None"
+            )
+        for name, value in (("edge_weight", edge_weight), ("root", root)):
+            if forest is not None and value is not None:
+                raise ValueError(f"'{name}' must be None where a 'forest' is given, got {value}")
+
+
+def _check_in_channels(in_channels: int) -> None:
+    if isinstance(in_channels, tuple | list):
+        raise ValueError(
+            f"'in_channels' must be one int, since 'TreeSSMConv' does not support bipartite "
+            f"message passing, got {in_channels}"
+        )
+    if in_channels != -1:
+        check_positive_int("in_channels", in_channels)
+
+
+def _check_expand(expand: float, out_channels: int) -> None:
+    check_number("expand", expand)
+    if not 1 <= expand * out_channels < math.inf:
+        raise ValueError(
+            f"'expand' must make at least one inner channel of {out_channels} output channels, "
+            f"got {expand}"
+        )
+
+
+def _check_aggr(aggr) -> None:
+    if aggr is not None and not isinstance(aggr, str | list | tuple | Aggregation):
+        raise TypeError(
+            f"'aggr' must be a str, a list, an Aggregation or None, got {type(aggr).__name__}"
+        )

@@ -1,0 +1,168 @@
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric import is_compiling
+from torch_geometric.nn import MessagePassing
+from torch_geometric.typing import Adj, OptTensor
+
+from groot_graph.forest import Forest
+from groot_graph.nn.adjacency import to_plain_edge_index
+from groot_graph.nn.checks import check_choice, check_features
+from groot_graph.ops import minimum_spanning_forest, root_forest
+from groot_graph.ops.checks import check_device, check_shape, check_tensor, values_are_checked
+
+TREES = ("min", "max", "random")
+ROOTS = ("first", "last")
+
+
+def cosine(x_i: Tensor, x_j: Tensor) -> Tensor:
+    return torch.exp(-F.cosine_similarity(x_i, x_j, dim=-1))
+
+
+def euclidean(x_i: Tensor, x_j: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x_i - x_j, ord=2, dim=-1)
+
+
+def manhattan(x_i: Tensor, x_j: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x_i - x_j, ord=1, dim=-1)
+
+
+METRICS = {"cosine": cosine, "euclidean": euclidean, "manhattan": manhattan}
+
+
+class TreeTopology(MessagePassing):
+    r"""Grows a rooted spanning forest from the features of a graph, as in the `"GrootVL: Tree
+    Topology is All You Need in State Space Model" <https://arxiv.org/abs/2406.02395>`_ paper
+    (Section 3.2).
+
+    .. math::
+        \mathcal{T} = \underset{\mathcal{T}^{\prime} \subseteq \mathcal{E}}{\operatorname{argmin}}
+        \sum_{(i, j) \in \mathcal{T}^{\prime}} w_{ij}, \qquad
+        w_{ij} = \exp \left( - \frac{\mathbf{x}_i^{\top} \mathbf{x}_j}
+        {\| \mathbf{x}_i \| \, \| \mathbf{x}_j \|} \right)
+
+    over all spanning forests :math:`\mathcal{T}^{\prime}` of the edges :math:`\mathcal{E}`, one
+    tree per connected component. Equal weights are decided by the lower edge number. No gradient
+    flows through the choice.
+
+    Args:
+        metric (str or Callable, optional): The dissimilarity :math:`w_{ij}` of two nodes:
+            :obj:`"cosine"` (as above), :obj:`"euclidean"` or :obj:`"manhattan"` (their distance),
+            or a function of :obj:`x_i` and :obj:`x_j`, both of shape :obj:`[num_edges, channels]`,
+            that returns a tensor of shape :obj:`[num_edges]`. (default: :obj:`"cosine"`)
+        tree (str, optional): The spanning forest to grow: of least total dissimilarity
+            (:obj:`"min"`), of greatest (:obj:`"max"`), or over weights drawn uniformly from
+            PyTorch's global generator, whatever the features and edge weights are
+            (:obj:`"random"`). (default: :obj:`"min"`)
+        root (str, optional): The root of every tree: its node of lowest (:obj:`"first"`) or highest
+            number (:obj:`"last"`). (default: :obj:`"first"`)
+
+    Shapes:
+        - **input:**
+          node features :math:`(|\mathcal{V}|, F)`,
+          edge indices :math:`(2, |\mathcal{E}|)`,
+          dissimilarities :math:`(|\mathcal{E}|)` *(optional)*
+        - **output:** a :class:`groot_graph.Forest` of :math:`|\mathcal{V}|` nodes
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a name is unknown.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph.nn import TreeTopology
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> edge_index = torch.tensor([[0, 0, 1], [1, 2, 2]])
+        >>> TreeTopology(metric="euclidean")(x, edge_index).parent
+        tensor([0, 0, 1])
+    """
+
+    def __init__(
+        self,
+        metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        tree: str = "min",
+        root: str = "first",
+    ):
+        if not callable(metric):
+            check_choice("metric", metric, tuple(METRICS))
+        check_choice("tree", tree, TREES)
+        check_choice("root", root, ROOTS)
+        super().__init__(aggr=None)
+        self.metric = metric
+        self.tree = tree
+        self.root = root
+
+    @torch.no_grad()
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Adj,
+        edge_weight: OptTensor = None,
+        root: str | Tensor | None = None,
+    ) -> Forest:
+        r"""Grows the forest.
+
+        Args:
+            x (Tensor): The node features, of shape :obj:`[num_nodes, channels]`. Dissimilarities of
+                half precision features are computed in :obj:`torch.float32`.
+            edge_index (Tensor or EdgeIndex or SparseTensor or torch.sparse.Tensor): The candidate
+                edges, in one direction or both. A sparse adjacency is PyG's transposed
+                :obj:`adj_t`; its edges are numbered as :func:`torch_geometric.utils.to_edge_index`
+                lists them, and its values are not read.
+            edge_weight (Tensor, optional): The dissimilarities, of shape :obj:`[num_edges]`, in
+                place of the metric. (default: :obj:`None`)
+            root (str or LongTensor, optional): The root of every tree for this call:
+                :obj:`"first"`, :obj:`"last"` or one node per tree. (default: the `root` of the
+                layer)
+
+        Returns:
+            Forest: The rooted forest.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If a shape or a device does not fit, a node number is out of range, a weight
+                is NaN, or a tree has no root or several.
+        """
+        check_features("x", x)
+        root = self.root if root is None else root
+        edge_index = to_plain_edge_index(edge_index, x)
+        edge_weight = self._edge_weight(x, edge_index, edge_weight)
+        edge_mask = minimum_spanning_forest(edge_index, edge_weight, x.size(0))
+        return root_forest(edge_index, edge_mask, x.size(0), root)
+
+    def edge_update(self, x_i: Tensor, x_j: Tensor) -> Tensor:
+        metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        edge_weight = metric(x_i, x_j)
+        check_tensor("metric(x_i, x_j)", edge_weight)
+        check_shape("metric(x_i, x_j)", edge_weight, (x_i.size(0),), "[num_edges]")
+        if not is_compiling() and values_are_checked(edge_weight.device):
+            _check_not_nan(edge_weight)
+        return edge_weight
+
+    def _edge_weight(self, x: Tensor, edge_index: Tensor, edge_weight: OptTensor) -> Tensor:
+        if edge_weight is not None:
+            check_tensor("edge_weight", edge_weight)
+            check_shape("edge_weight", edge_weight, (edge_index.size(1),), "[num_edges]")
+            check_device("edge_weight", edge_weight, "x", x.device)
+        if self.tree == "random":
+            return torch.rand(edge_index.size(1), device=x.device)
+        if edge_weight is None:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            edge_weight = self.edge_updater(edge_index, x=x)
+        if self.tree == "min":
+            return edge_weight
+        # Not -w, because the negation of unsigned and of the lowest signed integers overflows.
+        return -edge_weight if edge_weight.is_floating_point() else ~edge_weight
+
+    def __repr__(self) -> str:
+        metric = getattr(self.metric, "__name__", self.metric)
+        return f"{self.__class__.__name__}(metric={metric}, tree={self.tree}, root={self.root})"
+
+
+def _check_not_nan(edge_weight: Tensor) -> None:
+    is_nan = edge_weight.isnan()
+    if is_nan.any():
+        edge = int(is_nan.nonzero()[0])
+        raise ValueError(f"'x' must give a dissimilarity for every edge, got NaN at edge {edge}")

@@ -1,0 +1,420 @@
+import copy
+import itertools
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GPSConv, Sequential, SoftmaxAggregation, to_hetero
+from torch_geometric.utils import scatter
+
+from groot_graph.nn import TreeSSMConv, TreeTopology
+from tests.graphs import make_forest, random_graph
+from tests.nn.adjacencies import FORMS, adjacency_forms
+from tests.nn.modules import perturbed, pickled
+
+EDGE_INDEX = torch.tensor([[0, 1, 2, 0], [1, 2, 3, 3]])
+NO_EDGES = torch.empty(2, 0, dtype=torch.long)
+DIRECTIONS = ("both", "up", "down")
+AGGRS = (None, "mean", "sum", "max", ["mean", "max"], SoftmaxAggregation(learn=True))
+
+
+def test_repr():
+    assert str(TreeSSMConv(16, 32)) == "TreeSSMConv(16, 32)"
+    assert str(TreeSSMConv(-1, 32, state_size=4)) == "TreeSSMConv(-1, 32)"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_adjacency_form_gives_the_same_output(form):
+    conv, x = perturbed(TreeSSMConv(5, 7)).double(), torch.randn(17, 5, dtype=torch.float64)
+    edge_index = random_graph(17, 60).unique(dim=1)
+    adjacency = adjacency_forms(edge_index, 17)[form]
+    assert_close(conv(x, adjacency), conv(x, edge_index))
+
+
+def test_same_as_its_parts():
+    conv, x = perturbed(TreeSSMConv(5, 7, bias=True, expand=1.5)), torch.randn(17, 5)
+    edge_index = random_graph(17, 60)
+    u, z = (x @ conv.in_proj.weight.t() + conv.in_proj.bias).split(10, dim=1)
+    neighbors = scatter(u[edge_index[0]], edge_index[1], dim_size=17, reduce="mean")
+    u = F.silu(conv.weight_self * u + conv.weight_neighbor[0] * neighbors + conv.bias_mix)
+    y = conv.ssm(u, TreeTopology()(u, edge_index))
+    y = F.layer_norm(y, (10,), conv.out_norm.weight, conv.out_norm.bias) * F.silu(z)
+    assert_close(conv(x, edge_index), y @ conv.out_proj.weight.t() + conv.out_proj.bias)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan"])
+@pytest.mark.parametrize("tree", ["min", "max", "random"])
+def test_every_combination_of_settings(metric, tree):
+    x, edge_index = torch.randn(7, 3), random_graph(7, 13)
+    settings = itertools.product(DIRECTIONS, (None, "mean", ["mean", "max"]), (False, True), (1, 3))
+    for direction, aggr, state_norm, state_size in settings:
+        conv = TreeSSMConv(
+            3,
+            5,
+            state_size,
+            expand=1.4,
+            metric=metric,
+            tree=tree,
+            direction=direction,
+            aggr=aggr,
+            state_norm=state_norm,
+        )
+        out = conv(x, edge_index)
+        assert out.shape == (7, 5)
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("aggr", AGGRS, ids=str)
+@pytest.mark.parametrize("state_size,state_norm", [(1, True), (3, False), (3, True)])
+def test_gradients_reach_every_parameter(aggr, state_size, state_norm):
+    aggr = copy.deepcopy(aggr)
+    conv = perturbed(TreeSSMConv(5, 7, state_size, aggr=aggr, state_norm=state_norm, bias=True))
+    x = torch.randn(17, 5, requires_grad=True)
+    conv(x, random_graph(17, 60)).square().sum().backward()
+    for name, parameter in [("x", x), *conv.named_parameters()]:
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("aggr", [None, "mean", ["mean", "max"]], ids=str)
+def test_reset_parameters_follows_the_seed(aggr):
+    conv = TreeSSMConv(5, 7, aggr=aggr, bias=True)
+    torch.manual_seed(5)
+    conv.reset_parameters()
+    first = copy.deepcopy(conv.state_dict())
+    perturbed(conv)
+    torch.manual_seed(5)
+    conv.reset_parameters()
+    for name, value in conv.state_dict().items():
+        assert value.equal(first[name]), name
+
+
+def test_training_follows_the_seed():
+    def train():
+        torch.manual_seed(3)
+        conv, x, edge_index = TreeSSMConv(5, 7), torch.randn(33, 5), random_graph(33, 99)
+        optimizer = torch.optim.AdamW(conv.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            conv(x, edge_index).square().sum().backward()
+            optimizer.step()
+        return conv(x, edge_index)
+
+    assert train().equal(train())
+
+
+def test_lazy_in_channels():
+    conv = TreeSSMConv(-1, 7)
+    unused = pickled(copy.deepcopy(conv))
+    assert unused(torch.randn(4, 3), EDGE_INDEX).shape == (4, 7)
+    assert conv(torch.randn(4, 5), EDGE_INDEX).shape == (4, 7)
+    assert conv.in_proj.weight.shape == (28, 5)
+    with pytest.raises(ValueError, match=r"'x' must have shape .* = \[any, 5\], got \[4, 3\]"):
+        conv(torch.randn(4, 3), EDGE_INDEX)
+
+
+def test_dt_rank_follows_the_outer_width():
+    assert TreeSSMConv(5, 33).ssm.dt_rank == 3
+    assert TreeSSMConv(5, 33, dt_rank=7).ssm.dt_rank == 7
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("num_nodes,num_edges", [(17, 60), (33, 20)], ids=["dense", "sparse"])
+def test_permuted_nodes_give_permuted_output(num_nodes, num_edges, direction):
+    conv = perturbed(TreeSSMConv(5, 7, 3, direction=direction)).double()
+    x = torch.randn(num_nodes, 5, dtype=torch.float64)
+    edge_index = random_graph(num_nodes, num_edges)
+    root = TreeTopology()(x, edge_index, root="last").roots
+    permutation = torch.randperm(num_nodes)
+    number = permutation.argsort()
+    edges = torch.randperm(num_edges)
+    permuted = conv(x[permutation], number[edge_index[:, edges]], root=number[root])
+    assert_close(permuted, conv(x, edge_index, root=root)[permutation])
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("root", ["first", "last"])
+def test_batch_gives_what_each_graph_gives(direction, root):
+    conv = perturbed(TreeSSMConv(5, 7, direction=direction, root=root)).double()
+    sizes = [(7, 19), (1, 0), (12, 8), (5, 5)]
+    graphs = [
+        Data(x=torch.randn(num_nodes, 5).double(), edge_index=random_graph(num_nodes, num_edges))
+        for num_nodes, num_edges in sizes
+    ]
+    batch = Batch.from_data_list(graphs)
+    alone = torch.cat([conv(data.x, data.edge_index) for data in graphs])
+    assert_close(conv(batch.x, batch.edge_index), alone)
+
+
+def test_edge_weight_and_forest():
+    conv, x = perturbed(TreeSSMConv(5, 7)), torch.randn(4, 5)
+    edge_weight = torch.tensor([4.0, 1.0, 2.0, 3.0])
+    forest = TreeTopology()(x, EDGE_INDEX, edge_weight)
+    out = conv(x, EDGE_INDEX, edge_weight)
+    assert_close(conv(x, EDGE_INDEX, forest=forest), out)
+    assert not torch.allclose(conv(x, EDGE_INDEX, -edge_weight), out)
+
+
+def test_edge_index_is_not_needed_without_mix_and_with_a_forest():
+    conv, x = TreeSSMConv(5, 7, aggr=None), torch.randn(9, 5)
+    forest = make_forest("random", 9)
+    assert not hasattr(conv, "weight_self")
+    assert_close(conv(x, forest=forest), conv(x, random_graph(9, 3), forest=forest))
+
+
+@pytest.mark.parametrize("aggr", AGGRS, ids=str)
+@pytest.mark.parametrize("num_nodes", [0, 1, 3])
+def test_no_edges(num_nodes, aggr):
+    conv = TreeSSMConv(5, 7, aggr=copy.deepcopy(aggr))
+    x = torch.randn(num_nodes, 5, requires_grad=True)
+    out = conv(x, NO_EDGES)
+    out.sum().backward()
+    assert out.shape == (num_nodes, 7)
+    assert x.grad.shape == x.shape
+
+
+def test_isolated_nodes_hear_themselves():
+    conv, x = perturbed(TreeSSMConv(5, 7)), torch.randn(6, 5)
+    edge_index = torch.tensor([[0, 2], [2, 4]])
+    alone = conv(x[[1, 3, 5]], NO_EDGES)
+    assert_close(conv(x, edge_index)[[1, 3, 5]], alone)
+
+
+def test_flow():
+    conv = perturbed(TreeSSMConv(5, 7))
+    reverse = TreeSSMConv(5, 7, flow="target_to_source")
+    reverse.load_state_dict(conv.state_dict())
+    x, edge_index = torch.randn(17, 5), random_graph(17, 60)
+    assert_close(reverse(x, edge_index), conv(x, edge_index.flip(0)))
+
+
+def test_sequential():
+    x, edge_index = torch.randn(17, 5), random_graph(17, 60)
+    layers = [(TreeSSMConv(5, 7), "x, edge_index -> x"), torch.nn.ReLU()]
+    model = Sequential("x, edge_index", [*layers, (TreeSSMConv(7, 3), "x, edge_index -> x")])
+    expected = model[2](model[0](x, edge_index).relu(), edge_index)
+    assert_close(model(x, edge_index), expected)
+
+
+def test_gps_conv():
+    gps = GPSConv(8, conv=TreeSSMConv(8, 8), heads=2)
+    gps.reset_parameters()
+    batch = torch.tensor([0] * 10 + [1] * 7)
+    x = torch.randn(17, 8)
+    edge_index = torch.cat([random_graph(10, 30), random_graph(7, 9) + 10], dim=1)
+    out = gps(x, edge_index, batch)
+    out.square().sum().backward()
+    assert out.shape == (17, 8)
+    assert all(parameter.grad is not None for parameter in gps.conv.parameters())
+
+
+class Homogeneous(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = TreeSSMConv(-1, 7)
+
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index)
+
+
+def test_to_hetero_within_one_node_type():
+    relations = [("atom", "bond", "atom"), ("atom", "near", "atom")]
+    model = to_hetero(Homogeneous(), (["atom"], relations))
+    x = torch.randn(17, 5)
+    edges = {relation: random_graph(17, 30, seed) for seed, relation in enumerate(relations)}
+    out = model({"atom": x}, edges)["atom"]
+    convs = [model.conv["__".join(relation)] for relation in relations]
+    alone = [conv(x, edge_index) for conv, edge_index in zip(convs, edges.values(), strict=True)]
+    assert_close(out, sum(alone))
+
+
+def test_to_hetero_between_node_types_is_refused():
+    relation = ("user", "buys", "item")
+    model = to_hetero(Homogeneous(), (["user", "item"], [relation, ("item", "by", "user")]))
+    x = {"user": torch.randn(4, 5), "item": torch.randn(4, 5)}
+    edges = {relation: EDGE_INDEX, ("item", "by", "user"): EDGE_INDEX}
+    with pytest.raises(
+        ValueError, match="'TreeSSMConv' does not support bipartite message passing"
+    ):
+        model(x, edges)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state_norm", [False, True], ids=["plain", "state_norm"])
+def test_autocast(dtype, state_norm):
+    conv, x = TreeSSMConv(5, 7, 3, state_norm=state_norm), torch.randn(17, 5)
+    edge_index, forest = random_graph(17, 60), make_forest("random", 17)
+    with torch.autocast("cpu", dtype=dtype):
+        out, grown = conv(x, edge_index, forest=forest), conv(x, edge_index)
+    assert out.dtype == grown.dtype == dtype
+    assert_close(out.float(), conv(x, edge_index, forest=forest), atol=0.05, rtol=0.05)
+    grown.float().square().sum().backward()
+    for name, parameter in conv.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype):
+    conv, x = TreeSSMConv(5, 7).to(dtype), torch.randn(17, 5).to(dtype)
+    edge_index, forest = random_graph(17, 60), make_forest("random", 17)
+    out = conv(x, edge_index, forest=forest)
+    assert conv(x, edge_index).dtype == out.dtype == dtype
+    conv, x = conv.float(), x.float()
+    assert_close(out.float(), conv(x, edge_index, forest=forest), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"state_size": 3, "state_norm": False, "aggr": ["mean", "max"]}],
+    ids=["default", "many_states"],
+)
+def test_compile(settings):
+    conv = perturbed(TreeSSMConv(5, 7, **settings)).double()
+    compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
+    for num_nodes, num_edges in [(17, 60), (12, 31)]:
+        x = torch.randn(num_nodes, 5, dtype=torch.float64)
+        edge_index = random_graph(num_nodes, num_edges)
+        out, expected = compiled(x, edge_index), conv(x, edge_index)
+        assert_close(out, expected)
+        grads = torch.autograd.grad(out.square().sum(), conv.parameters())
+        expected = torch.autograd.grad(expected.square().sum(), conv.parameters())
+        assert_close(grads, expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_compile_with_inductor():
+    conv, x = TreeSSMConv(5, 7, aggr=None), torch.randn(17, 5)
+    edge_index = random_graph(17, 60)
+    with torch.no_grad():
+        assert_close(torch.compile(conv, fullgraph=True)(x, edge_index), conv(x, edge_index))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("aggr", AGGRS, ids=str)
+def test_copies(duplicate, aggr):
+    conv, x, edge_index = TreeSSMConv(5, 7, aggr=aggr), torch.randn(17, 5), random_graph(17, 60)
+    copied = duplicate(conv)
+    assert copied(x, edge_index).equal(conv(x, edge_index))
+    perturbed(copied)
+    assert not copied(x, edge_index).equal(conv(x, edge_index))
+
+
+def seeded_conv_and_graph(rank: int):
+    torch.manual_seed(0)
+    conv = TreeSSMConv(5, 7, 3).double()
+    x = torch.randn(17, 5, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    return conv, x, random_graph(17, 40 + rank, seed=rank)
+
+
+def train_on_one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    conv, x, edge_index = seeded_conv_and_graph(rank)
+    model = DistributedDataParallel(conv)
+    model(x, edge_index).square().mean().backward()
+    grads = {name: parameter.grad for name, parameter in conv.named_parameters()}
+    torch.save(grads, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.multiprocessing.spawn(train_on_one_rank, args=(str(tmp_path),), nprocs=2)
+    (conv, *graph), (_, *other_graph) = seeded_conv_and_graph(0), seeded_conv_and_graph(1)
+    loss = conv(*graph).square().mean() + conv(*other_graph).square().mean()
+    (loss / 2).backward()
+    for rank in range(2):
+        grads = torch.load(tmp_path / f"{rank}.pt")
+        for name, parameter in conv.named_parameters():
+            assert_close(grads[name], parameter.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    "argument,value,error,message",
+    [
+        ("in_channels", 0, ValueError, "'in_channels' must be at least 1, got 0"),
+        ("in_channels", -2, ValueError, "'in_channels' must be at least 1, got -2"),
+        ("in_channels", 5.0, TypeError, "'in_channels' must be an int, got float"),
+        ("in_channels", (5, 5), ValueError, r"'TreeSSMConv' .* bipartite .*, got \(5, 5\)"),
+        ("out_channels", 0, ValueError, "'out_channels' must be at least 1, got 0"),
+        ("out_channels", -1, ValueError, "'out_channels' must be at least 1, got -1"),
+        ("out_channels", None, TypeError, "'out_channels' must be an int, got NoneType"),
+        ("state_size", 0, ValueError, "'state_size' must be at least 1, got 0"),
+        ("expand", 0.1, ValueError, "'expand' must make at least one inner channel .*, got 0.1"),
+        ("expand", float("nan"), ValueError, "'expand' must make at least one .*, got nan"),
+        ("expand", "2", TypeError, "'expand' must be a number, got str"),
+        ("dt_rank", 0, ValueError, "'dt_rank' must be at least 1, got 0"),
+        ("dt_rank", "full", ValueError, "'dt_rank' must be one of .*'auto'.*, got 'full'"),
+        ("metric", "hamming", ValueError, "'metric' must be one of .*, got 'hamming'"),
+        ("tree", "maximum", ValueError, "'tree' must be one of .*, got 'maximum'"),
+        ("root", "middle", ValueError, "'root' must be one of .*, got 'middle'"),
+        ("direction", "left", ValueError, "'direction' must be one of .*, got 'left'"),
+        ("aggr", "average", ValueError, "'average'"),
+        ("aggr", 1, TypeError, "'aggr' must be a str, a list, .*, got int"),
+        ("state_norm", "layer", TypeError, "'state_norm' must be a bool, got str"),
+        ("bias", 0, TypeError, "'bias' must be a bool, got int"),
+        ("flow", "sideways", ValueError, "'flow' .*'sideways'"),
+        ("heads", 2, TypeError, "'heads'"),
+    ],
+)
+def test_bad_constructor_argument(argument, value, error, message):
+    with pytest.raises(error, match=message):
+        TreeSSMConv(**{"in_channels": 5, "out_channels": 7, argument: value})
+
+
+x = torch.randn(4, 5)
+FOREST = make_forest("chain", 4)
+
+
+@pytest.mark.parametrize(
+    "arguments,error,message",
+    [
+        ({"x": (x, x)}, ValueError, "'TreeSSMConv' does not support bipartite .* got a tuple of 2"),
+        ({"x": x.numpy()}, TypeError, "'x' must be a torch.Tensor, got ndarray"),
+        ({"x": x.long()}, TypeError, "'x' must have a floating point dtype, got torch.int64"),
+        ({"x": x[0]}, ValueError, r"'x' must have shape .* = \[any, 5\], got \[5\]"),
+        ({"x": x[:, :3]}, ValueError, r"'x' must have shape .* = \[any, 5\], got \[4, 3\]"),
+        ({"x": x[:3]}, ValueError, "'edge_index' must hold node numbers from 0 .*= 2, got 3"),
+        ({"x": x * torch.nan}, ValueError, "'x' must give a dissimilarity .* NaN at edge 0"),
+        ({"edge_index": None}, ValueError, "'edge_index' must be given, got None"),
+        ({"edge_index": None, "forest": FOREST}, ValueError, "'edge_index' must be given, got"),
+        ({"edge_index": EDGE_INDEX.float()}, TypeError, "'edge_index' must have dtype"),
+        ({"edge_index": EDGE_INDEX[0]}, ValueError, r"'edge_index' must have shape \[2, num_edges"),
+        ({"edge_index": EDGE_INDEX - 1}, ValueError, "'edge_index' must hold .*, got -1"),
+        ({"edge_weight": 1.0}, TypeError, "'edge_weight' must be a torch.Tensor, got float"),
+        ({"edge_weight": torch.rand(3)}, ValueError, r"'edge_weight' must have shape .* = \[4\]"),
+        ({"edge_weight": x[:, 0] * torch.nan}, ValueError, "'edge_weight' .* NaN"),
+        ({"forest": EDGE_INDEX}, TypeError, "'forest' must be .*Forest, got Tensor"),
+        ({"forest": make_forest("chain", 5)}, ValueError, "'forest' .* 'x' has rows, 4, got 5"),
+        (
+            {"forest": FOREST, "edge_weight": torch.rand(4)},
+            ValueError,
+            "'edge_weight' must be None where a 'forest' is given",
+        ),
+        (
+            {"forest": FOREST, "root": "last"},
+            ValueError,
+            "'root' must be None where a 'forest' is given, got last",
+        ),
+        ({"root": "middle"}, ValueError, "'root' must be .*, got 'middle'"),
+        ({"root": torch.tensor([7])}, ValueError, "'root' .*, got 7"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        TreeSSMConv(5, 7)(**{"x": x, "edge_index": EDGE_INDEX, **arguments})
+
+
+def test_aggregation_of_another_width_is_refused():
+    class Widening(SoftmaxAggregation):
+        def forward(self, x, *args, **kwargs):
+            return super().forward(torch.cat([x, x], dim=1), *args, **kwargs)
+
+    with pytest.raises(
+        ValueError, match=r"'aggr\(x\)' must have shape .* = \[4, 14\], got \[4, 28\]"
+    ):
+        TreeSSMConv(5, 7, aggr=Widening())(x, EDGE_INDEX)
