@@ -87,9 +87,7 @@ class Forest:
         for _ in range(self.num_nodes.bit_length()):
             depth = depth + depth[ancestor]
             ancestor = ancestor[ancestor]
-            if torch.equal(ancestor, ancestor[ancestor]):
-                return depth
-        if self.num_nodes > 0:
+        if not torch.equal(self.parent[ancestor], ancestor):
             raise ValueError("'parent' must lead every node to a root, got a cycle")
         return depth
 

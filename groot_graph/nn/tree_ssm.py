@@ -6,15 +6,15 @@ from torch import Tensor
 from torch.nn import LayerNorm, Linear, Parameter
 
 from groot_graph.forest import Forest
-from groot_graph.nn.checks import (
+from groot_graph.nn.checks import check_dt_rank, check_features
+from groot_graph.ops import selective_tree_scan, tree_scan
+from groot_graph.ops.checks import (
     check_bool,
-    check_dt_rank,
-    check_features,
+    check_direction,
+    check_forest,
     check_number,
     check_positive_int,
 )
-from groot_graph.ops import selective_tree_scan, tree_scan
-from groot_graph.ops.checks import check_direction, check_forest
 
 
 class TreeSSM(torch.nn.Module):

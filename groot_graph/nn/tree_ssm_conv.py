@@ -11,16 +11,16 @@ from torch_geometric.typing import Adj, OptTensor
 
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
-from groot_graph.nn.checks import (
-    check_bool,
-    check_dt_rank,
-    check_features,
-    check_number,
-    check_positive_int,
-)
+from groot_graph.nn.checks import check_dt_rank, check_features
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import TreeTopology
-from groot_graph.ops.checks import check_forest, check_shape
+from groot_graph.ops.checks import (
+    check_bool,
+    check_forest,
+    check_number,
+    check_positive_int,
+    check_shape,
+)
 
 
 class TreeSSMConv(MessagePassing):

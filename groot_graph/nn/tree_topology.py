@@ -9,9 +9,15 @@ from torch_geometric.typing import Adj, OptTensor
 
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
-from groot_graph.nn.checks import check_choice, check_features
+from groot_graph.nn.checks import check_features
 from groot_graph.ops import minimum_spanning_forest, root_forest
-from groot_graph.ops.checks import check_device, check_shape, check_tensor, values_are_checked
+from groot_graph.ops.checks import (
+    check_choice,
+    check_device,
+    check_shape,
+    check_tensor,
+    values_are_checked,
+)
 
 TREES = ("min", "max", "random")
 ROOTS = ("first", "last")

@@ -14,6 +14,30 @@ def values_are_checked(device: torch.device) -> bool:
     return device.type == "cpu" or torch_geometric.is_debug_enabled()
 
 
+def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"'{name}' must be one of {choices}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"'{name}' must be one of {choices}, got '{value}'")
+
+
+def check_positive_int(name: str, value) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"'{name}' must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"'{name}' must be at least 1, got {value}")
+
+
+def check_number(name: str, value) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"'{name}' must be a number, got {type(value).__name__}")
+
+
+def check_bool(name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"'{name}' must be a bool, got {type(value).__name__}")
+
+
 def check_tensor(name: str, value) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
@@ -107,10 +131,7 @@ def check_forest(forest, num_nodes: int, device: torch.device, argument: str) ->
 
 
 def check_direction(direction) -> None:
-    if not isinstance(direction, str):
-        raise TypeError(f"'direction' must be a str, got {type(direction).__name__}")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"'direction' must be one of {DIRECTIONS}, got '{direction}'")
+    check_choice("direction", direction, DIRECTIONS)
 
 
 def computing_dtype(*tensors: Tensor) -> torch.dtype:

@@ -53,7 +53,7 @@ def _run(kernel, forest: Walk, *rows: Tensor) -> None:
 
 @njit(forceinline=True)
 def _unit(forest, channels, width, unit):
-    r"""The range of positions and the range of channels of one unit of work."""
+    r"""The range of places and the range of channels of one unit of work."""
     num_blocks = -(-channels // width)
     segment, first = unit // num_blocks, unit % num_blocks * width
     return (
@@ -80,14 +80,9 @@ def _clear(target, row, first, last):
 def _add_to_parent(transition, child, base, target, row, above, first, last):
     r"""target_p = base_p + a_i child_i."""
     for channel in range(first, last, lanes(target)):
-        a = load(transition, row + channel, last - channel)
-        value = load(child, row + channel, last - channel)
-        store(
-            target,
-            above + channel,
-            last - channel,
-            multiply_add(a, value, load(base, above + channel, last - channel)),
-        )
+        own, parent, count = row + channel, above + channel, last - channel
+        a, value = load(transition, own, count), load(child, own, count)
+        store(target, parent, count, multiply_add(a, value, load(base, parent, count)))
 
 
 @njit(forceinline=True)
@@ -108,10 +103,10 @@ def _pass_up(flag, x, transition, xi, row, above, first, last):
 def _take_from_parent(xi, transition, h, row, above, first, last):
     r"""h_i = ξ_i + a_i (h_p − a_i ξ_i)."""
     for channel in range(first, last, lanes(h)):
-        a = load(transition, row + channel, last - channel)
-        value = load(xi, row + channel, last - channel)
-        outside = subtract_product(load(h, above + channel, last - channel), a, value)
-        store(h, row + channel, last - channel, multiply_add(a, outside, value))
+        own, parent, count = row + channel, above + channel, last - channel
+        a, value = load(transition, own, count), load(xi, own, count)
+        outside = subtract_product(load(h, parent, count), a, value)
+        store(h, own, count, multiply_add(a, outside, value))
 
 
 @njit(cache=True, nogil=True)
@@ -165,24 +160,18 @@ def _down(first_unit, last_unit, forest, channels, width, x, transition, h):
 def _add_from_parent(x, transition, h, row, above, first, last):
     r"""h_i = x_i + a_i h_p."""
     for channel in range(first, last, lanes(h)):
-        a = load(transition, row + channel, last - channel)
-        value = load(x, row + channel, last - channel)
-        store(
-            h,
-            row + channel,
-            last - channel,
-            multiply_add(a, load(h, above + channel, last - channel), value),
-        )
+        own, parent, count = row + channel, above + channel, last - channel
+        a, value = load(transition, own, count), load(x, own, count)
+        store(h, own, count, multiply_add(a, load(h, parent, count), value))
 
 
 @njit(forceinline=True)
 def _multiply_rows(left, left_row, right, right_row, target, row, first, last):
     for channel in range(first, last, lanes(target)):
-        product = multiply(
-            load(left, left_row + channel, last - channel),
-            load(right, right_row + channel, last - channel),
-        )
-        store(target, row + channel, last - channel, product)
+        count = last - channel
+        left_value = load(left, left_row + channel, count)
+        right_value = load(right, right_row + channel, count)
+        store(target, row + channel, count, multiply(left_value, right_value))
 
 
 @njit(cache=True, nogil=True)
@@ -237,35 +226,65 @@ def _both_backward(
     grad_transition,
 ):
     r"""γ = up(ḡ) and ξ = up(x), held in the outputs until the walk down turns them into Γ and ā."""
+    gamma, xi = grad_x, grad_transition
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
             node, flag = forest.order[place], forest.flags[place]
             if not flag & ROOT:
                 row, above = node * channels, forest.order[forest.above[place]] * channels
-                _pass_up(flag, x, transition, grad_transition, row, above, first, last)
-                _pass_up(flag, grad, transition, grad_x, row, above, first, last)
+                _pass_both_up(flag, x, xi, grad, gamma, transition, row, above, first, last)
         for place in range(start, stop):
             node, flag = forest.order[place], forest.flags[place]
             row, above = node * channels, forest.order[forest.above[place]] * channels
-            if flag & LEAF:
-                _copy(x, grad_transition, row, first, last)
-                _copy(grad, grad_x, row, first, last)
             if flag & ROOT:
+                if flag & LEAF:
+                    _copy(grad, grad_x, row, first, last)
                 _clear(grad_transition, row, first, last)
+            elif flag & LEAF:
+                _take_gradients(
+                    x, grad, transition, h, grad_x, grad_transition, row, above, first, last
+                )
             else:
-                _take_gradients(transition, h, grad_x, grad_transition, row, above, first, last)
+                _take_gradients(
+                    xi, gamma, transition, h, grad_x, grad_transition, row, above, first, last
+                )
 
 
 @njit(forceinline=True)
-def _take_gradients(transition, h, grad_x, grad_transition, row, above, first, last):
+def _pass_both_up(flag, x, xi, grad, gamma, transition, row, above, first, last):
+    r"""ξ_p += a_i ξ_i and γ_p += a_i γ_i, where a leaf's are its x and ḡ."""
+    if flag & LEAF:
+        if flag & LAST:
+            _add_both(transition, x, grad, x, grad, xi, gamma, row, above, first, last)
+        else:
+            _add_both(transition, x, grad, xi, gamma, xi, gamma, row, above, first, last)
+    elif flag & LAST:
+        _add_both(transition, xi, gamma, x, grad, xi, gamma, row, above, first, last)
+    else:
+        _add_both(transition, xi, gamma, xi, gamma, xi, gamma, row, above, first, last)
+
+
+@njit(forceinline=True)
+def _add_both(transition, child, grad_child, base, grad_base, xi, gamma, row, above, first, last):
+    for channel in range(first, last, lanes(xi)):
+        own, parent, count = row + channel, above + channel, last - channel
+        a = load(transition, own, count)
+        value = multiply_add(a, load(child, own, count), load(base, parent, count))
+        grad_value = multiply_add(a, load(grad_child, own, count), load(grad_base, parent, count))
+        store(xi, parent, count, value)
+        store(gamma, parent, count, grad_value)
+
+
+@njit(forceinline=True)
+def _take_gradients(xi, gamma, transition, h, grad_x, grad_transition, row, above, first, last):
     r"""ā_i = γ_i (h_p − a_i ξ_i) + ξ_i (Γ_p − a_i γ_i),  Γ_i = γ_i + a_i (Γ_p − a_i γ_i)."""
     for channel in range(first, last, lanes(grad_x)):
-        a = load(transition, row + channel, last - channel)
-        xi = load(grad_transition, row + channel, last - channel)
-        gamma = load(grad_x, row + channel, last - channel)
-        outside = subtract_product(load(h, above + channel, last - channel), a, xi)
-        grad_outside = subtract_product(load(grad_x, above + channel, last - channel), a, gamma)
-        slope = multiply_add(gamma, outside, multiply(xi, grad_outside))
-        store(grad_transition, row + channel, last - channel, slope)
-        store(grad_x, row + channel, last - channel, multiply_add(a, grad_outside, gamma))
+        own, parent, count = row + channel, above + channel, last - channel
+        a = load(transition, own, count)
+        value, grad_value = load(xi, own, count), load(gamma, own, count)
+        outside = subtract_product(load(h, parent, count), a, value)
+        grad_outside = subtract_product(load(grad_x, parent, count), a, grad_value)
+        slope = multiply_add(grad_value, outside, multiply(value, grad_outside))
+        store(grad_transition, own, count, slope)
+        store(grad_x, own, count, multiply_add(a, grad_outside, grad_value))

@@ -1,0 +1,73 @@
+"""Graphs and forests that the tests share."""
+
+import random
+
+import torch
+from hypothesis import strategies as st
+
+from groot_graph import Forest, root_forest
+
+FOREST_KINDS = ("chain", "star", "caterpillar", "binary", "random", "several", "isolated")
+
+
+def forest_parents(kind: str, num_nodes: int, seed: int = 0) -> list[int]:
+    """The parent of every node, -1 at a root; a parent has a lower number than its children."""
+    draw = random.Random(seed)
+    parent_of = {
+        "chain": lambda i: i - 1,
+        "star": lambda i: 0,
+        "caterpillar": lambda i: i - 1 if i % 2 else i - 2,
+        "binary": lambda i: (i - 1) // 2,
+        "random": lambda i: draw.randrange(i),
+        "several": lambda i: draw.randrange(i) if draw.random() < 0.8 else -1,
+        "isolated": lambda i: -1,
+    }[kind]
+    return [parent_of(i) if i > 0 else -1 for i in range(num_nodes)]
+
+
+def forest_edges(kind: str, num_nodes: int, seed: int = 0) -> torch.Tensor:
+    """The edges of a forest with shuffled node numbers, edge numbers and edge directions."""
+    edges = [(p, i) for i, p in enumerate(forest_parents(kind, num_nodes, seed)) if p >= 0]
+    return shuffle_edges(edges, num_nodes, random.Random(seed + 1))
+
+
+def shuffle_edges(edges: list, num_nodes: int, draw: random.Random) -> torch.Tensor:
+    label = draw.sample(range(num_nodes), num_nodes)
+    edges = [draw.sample([label[i], label[j]], 2) for i, j in edges]
+    draw.shuffle(edges)
+    return to_edge_index(edges)
+
+
+def to_edge_index(edges: list) -> torch.Tensor:
+    return torch.tensor(edges, dtype=torch.long).reshape(-1, 2).t().contiguous()
+
+
+def make_forest(kind: str, num_nodes: int, seed: int = 0, root="first") -> Forest:
+    return root_forest(forest_edges(kind, num_nodes, seed), num_nodes=num_nodes, root=root)
+
+
+def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> torch.Tensor:
+    """Edges drawn with replacement: self-loops and parallel edges included."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(num_nodes, (2, num_edges), generator=generator)
+
+
+@st.composite
+def forests(draw, max_nodes: int = 16) -> tuple[torch.Tensor, int]:
+    """`(edge_index, num_nodes)` of any forest, no node and isolated nodes included."""
+    num_nodes = draw(st.integers(0, max_nodes))
+    parent = [draw(st.integers(-1, i - 1)) for i in range(num_nodes)]
+    edges = [(p, i) for i, p in enumerate(parent) if p >= 0]
+    return shuffle_edges(edges, num_nodes, draw(st.randoms(use_true_random=False))), num_nodes
+
+
+@st.composite
+def multigraphs(draw, max_nodes: int = 12, max_edges: int = 30) -> tuple[list, int]:
+    """`(edges, num_nodes)` of any graph: self-loops, parallel edges, one direction or both."""
+    num_nodes = draw(st.integers(0, max_nodes))
+    if num_nodes == 0:
+        return [], 0
+    node = st.integers(0, num_nodes - 1)
+    edges = draw(st.lists(st.tuples(node, node), max_size=max_edges))
+    both_directions = draw(st.booleans())
+    return edges + [(j, i) for i, j in edges] if both_directions else edges, num_nodes

@@ -1,0 +1,258 @@
+import sys
+import warnings
+from importlib import import_module
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.testing import assert_close
+
+from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
+from groot_graph.ops import dispatch
+from tests.graphs import make_forest, random_graph
+
+OPERATIONS = ("minimum_spanning_forest", "root_forest", "tree_scan", "selective_tree_scan")
+DIRECTIONS = ("both", "up", "down")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+
+
+def reference_of(operation, device, step=""):
+    module = import_module(f"groot_graph.ops.{operation}.reference")
+    return getattr(module, f"{operation}{step}_reference")
+
+
+@pytest.fixture
+def use_reference(monkeypatch):
+    """Computes on the CPU what a device without kernels computes."""
+
+    def patch():
+        for operation in OPERATIONS:
+            api = sys.modules[f"groot_graph.ops.{operation}.api"]
+            monkeypatch.setattr(api, "implementation", reference_of)
+
+    return patch
+
+
+def make_operands(num_nodes, num_channels, state_size, dtype=torch.float64) -> dict:
+    N, D, S = num_nodes, num_channels, state_size
+    operands = {
+        "u": torch.randn(N, D, dtype=torch.float64),
+        "delta": torch.rand(N, D, dtype=torch.float64),
+        "A": -torch.rand(D, S, dtype=torch.float64) - 0.2,
+        "B": torch.randn(N, S, dtype=torch.float64),
+        "C": torch.randn(N, S, dtype=torch.float64),
+        "D": torch.randn(D, dtype=torch.float64),
+        "transition_delta": torch.rand(N, D, dtype=torch.float64),
+    }
+    return {name: operand.to(dtype).requires_grad_() for name, operand in operands.items()}
+
+
+def whole_chain(edge_index, edge_weight, x, transition, operands, direction="both"):
+    """Every operation once, as one differentiable function of tensors."""
+    edge_mask = minimum_spanning_forest(edge_index, edge_weight, x.size(0))
+    forest = root_forest(edge_index, edge_mask, x.size(0), "last")
+    h = tree_scan(x, transition, forest, direction)
+    return h, selective_tree_scan(**operands, forest=forest, direction=direction)
+
+
+def chain_inputs(num_nodes=33, num_edges=63, num_channels=5, dtype=torch.float64) -> tuple:
+    x = torch.randn(num_nodes, num_channels, dtype=torch.float64).to(dtype).requires_grad_()
+    transition = torch.rand(num_nodes, num_channels, dtype=torch.float64).to(dtype)
+    return (
+        random_graph(num_nodes, num_edges),
+        torch.rand(num_edges),
+        x,
+        transition.requires_grad_(),
+        make_operands(num_nodes, num_channels, 3, dtype),
+    )
+
+
+def outputs_and_gradients(chain, inputs, direction) -> dict:
+    h, y = chain(*inputs, direction)
+    *_, x, transition, operands = inputs
+    leaves = {"x": x, "transition": transition, **operands}
+    scalar = (h.float().sin().sum() + y.float().sin().sum()).double()
+    grads = torch.autograd.grad(scalar, list(leaves.values()))
+    return {"h": h.detach(), "y": y.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_cpu_tensors_get_compiled_kernels(operation):
+    function = dispatch.implementation(operation, torch.device("cpu"))
+    assert function.__module__ == f"groot_graph.ops.{operation}.cpu"
+    assert function.__name__ == f"{operation}_cpu"
+
+
+def test_a_device_without_kernels_warns_once_and_gets_the_reference():
+    device = torch.device("xpu")
+    with pytest.warns(UserWarning, match="no compiled kernels for 'xpu'"):
+        functions = [dispatch.implementation(operation, device) for operation in OPERATIONS]
+    assert [f.__name__ for f in functions] == [f"{name}_reference" for name in OPERATIONS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.implementation("tree_scan", device)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reference_and_cpu_agree_through_public_functions(dtype, direction, use_reference):
+    inputs = chain_inputs(dtype=dtype)
+    expected = outputs_and_gradients(whole_chain, inputs, direction)
+    use_reference()
+    actual = outputs_and_gradients(whole_chain, inputs, direction)
+    for name, value in actual.items():
+        assert value.dtype == dtype
+        largest = float(expected[name].abs().max())
+        assert_close(
+            value,
+            expected[name],
+            rtol=TOLERANCE[dtype],
+            atol=TOLERANCE[dtype] * largest,
+            msg=lambda message, name=name: f"{name}: {message}",
+        )
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gradcheck_of_reference_behind_public_functions(direction, use_reference):
+    use_reference()
+    forest = make_forest("several", 7)
+    x = torch.randn(7, 2, dtype=torch.float64, requires_grad=True)
+    transition = torch.rand(7, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, transition: tree_scan(x, transition, forest, direction), (x, transition)
+    )
+    operands = make_operands(7, 2, 2)
+    for names in (list(operands), list(operands)[:5]):
+        assert torch.autograd.gradcheck(
+            lambda *tensors, names=names: selective_tree_scan(
+                **dict(zip(names, tensors, strict=True)), forest=forest, direction=direction
+            ),
+            tuple(operands[name] for name in names),
+        )
+
+
+def test_opcheck_of_minimum_spanning_forest():
+    op = torch.ops.groot_graph.minimum_spanning_forest.default
+    for num_nodes, num_edges in [(17, 63), (3, 0)]:
+        opcheck(op, (random_graph(num_nodes, num_edges), torch.rand(num_edges), num_nodes))
+
+
+def test_opcheck_of_root_forest():
+    op = torch.ops.groot_graph.root_forest.default
+    edge_index = random_graph(17, 63)
+    edge_mask = minimum_spanning_forest(edge_index, torch.rand(63), 17)
+    roots = root_forest(edge_index, edge_mask, 17, "last").roots
+    opcheck(op, (edge_index, edge_mask, 17, "first", None))
+    opcheck(op, (edge_index[:, edge_mask], None, 17, "given", roots))
+    opcheck(op, (edge_index[:, :0], None, 3, "last", None))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("num_nodes", [9, 0], ids=lambda n: f"N{n}")
+def test_opcheck_of_tree_scan(num_nodes, direction):
+    forest = make_forest("several", num_nodes)
+    x = torch.randn(num_nodes, 3, requires_grad=True)
+    transition = torch.rand(num_nodes, 3, requires_grad=True)
+    opcheck(
+        torch.ops.groot_graph.tree_scan.default,
+        (x, transition, forest.order, forest.parent, direction),
+    )
+    grad, h = torch.randn(num_nodes, 3), tree_scan(x, transition, forest, direction)
+    arguments = (grad, x, transition, h, forest.order, forest.parent, direction)
+    opcheck(
+        torch.ops.groot_graph.tree_scan_backward.default,
+        [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments],
+    )
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("has_options", [True, False], ids=["D-transition_delta", "plain"])
+def test_opcheck_of_selective_tree_scan(has_options, direction):
+    forest = make_forest("several", 9)
+    operands = list(make_operands(9, 3, 2, torch.float32).values())
+    if not has_options:
+        operands[5:] = [None, None]
+    tail = (forest.order, forest.parent, direction)
+    opcheck(torch.ops.groot_graph.selective_tree_scan.default, (*operands, *tail))
+    detached = [operand if operand is None else operand.detach() for operand in operands]
+    opcheck(
+        torch.ops.groot_graph.selective_tree_scan_backward.default,
+        (torch.randn(9, 3), *detached, *tail),
+    )
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_compiles_to_one_graph(direction):
+    torch.compiler.reset()
+    compiled = torch.compile(whole_chain, fullgraph=True, backend="aot_eager")
+    # The second size compiles once more with symbolic shapes, the third runs what that made.
+    for num_nodes, num_edges in [(33, 63), (60, 257), (41, 80)]:
+        inputs = chain_inputs(num_nodes, num_edges)
+        expected = outputs_and_gradients(whole_chain, inputs, direction)
+        actual = outputs_and_gradients(compiled, inputs, direction)
+        for name, value in actual.items():
+            assert_close(value, expected[name], msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_export_holds_the_operations():
+    class Chain(torch.nn.Module):
+        def forward(self, edge_index, edge_weight, x, transition):
+            edge_mask = minimum_spanning_forest(edge_index, edge_weight, x.size(0))
+            return tree_scan(x, transition, root_forest(edge_index, edge_mask, x.size(0)))
+
+    inputs = tuple(tensor.detach() for tensor in chain_inputs()[:4])
+    exported = torch.export.export(Chain(), inputs)
+    called = {str(node.target) for node in exported.graph.nodes}
+    assert {f"groot_graph.{operation}.default" for operation in OPERATIONS[:3]} <= called
+    assert torch.equal(exported.module()(*inputs), Chain()(*inputs))
+
+
+def second_derivative(function, leaf):
+    (grad,) = torch.autograd.grad(function(leaf).square().sum(), leaf, create_graph=True)
+    return torch.autograd.grad(grad.sum(), leaf)
+
+
+def test_second_differentiation_is_refused():
+    forest = make_forest("random", 9)
+    transition = torch.rand(9, 3)
+    with pytest.raises(RuntimeError, match="groot_graph.tree_scan_backward"):
+        second_derivative(
+            lambda x: tree_scan(x, transition, forest), torch.randn(9, 3, requires_grad=True)
+        )
+    operands = make_operands(9, 3, 2)
+    with pytest.raises(RuntimeError, match="groot_graph.selective_tree_scan_backward"):
+        second_derivative(
+            lambda u: selective_tree_scan(**{**operands, "u": u}, forest=forest), operands["u"]
+        )
+
+
+def test_meta_tensors_give_shapes():
+    edge_index, edge_weight = random_graph(17, 63).to("meta"), torch.rand(63, device="meta")
+    edge_mask = minimum_spanning_forest(edge_index, edge_weight, 17)
+    assert edge_mask.shape == (63,) and edge_mask.dtype == torch.bool
+    forest = root_forest(edge_index, edge_mask, 17)
+    assert forest.order.shape == forest.parent.shape == (17,)
+    x = torch.rand(17, 3, dtype=torch.bfloat16, device="meta")
+    operands = {name: operand.to("meta") for name, operand in make_operands(17, 3, 2).items()}
+    for output in (
+        tree_scan(x, x, forest),
+        selective_tree_scan(**{**operands, "u": x}, forest=forest),
+    ):
+        assert output.shape == (17, 3) and output.dtype == torch.bfloat16 and output.is_meta
+
+
+def test_no_grad_and_inference_mode():
+    inputs = chain_inputs()
+    expected = whole_chain(*inputs)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            outputs = whole_chain(*inputs)
+        for output, value in zip(outputs, expected, strict=True):
+            assert not output.requires_grad
+            assert torch.equal(output, value.detach())

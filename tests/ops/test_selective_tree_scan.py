@@ -1,0 +1,455 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from groot_graph import root_forest, selective_tree_scan, tree_scan
+from groot_graph.forest import Forest
+from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
+from tests.graphs import FOREST_KINDS, forests, make_forest
+
+DIRECTIONS = ("both", "up", "down")
+IMPLEMENTATIONS = {"cpu": selective_tree_scan, "reference": selective_tree_scan_reference}
+OPERANDS = ("u", "delta", "A", "B", "C", "D", "transition_delta")
+REQUIRED = ("u", "delta", "A", "B", "C")
+OPTIONS = {
+    "plain": REQUIRED,
+    "D": (*REQUIRED, "D"),
+    "transition_delta": (*REQUIRED, "transition_delta"),
+    "D-transition_delta": OPERANDS,
+}
+SHAPES = [
+    ("random", 1, 1, 1),
+    ("chain", 2, 3, 3),
+    ("chain", 63, 65, 16),
+    ("star", 63, 17, 1),
+    ("several", 60, 64, 3),
+    ("caterpillar", 60, 17, 16),
+    ("isolated", 63, 3, 3),
+    ("random", 257, 160, 1),
+    ("binary", 257, 1, 16),
+]
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 2e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+}
+
+
+def implementations(test):
+    return pytest.mark.parametrize("scan", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())(
+        test
+    )
+
+
+def directions(test):
+    return pytest.mark.parametrize("direction", DIRECTIONS)(test)
+
+
+def options(test):
+    return pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS.keys())(test)
+
+
+def make_inputs(num_nodes, num_channels, state_size, names=OPERANDS, dtype=torch.float64):
+    N, D, S = num_nodes, num_channels, state_size
+    inputs = {
+        "u": torch.randn(N, D, dtype=torch.float64),
+        "delta": torch.rand(N, D, dtype=torch.float64),
+        "A": -torch.rand(D, S, dtype=torch.float64) - 0.2,
+        "B": torch.randn(N, S, dtype=torch.float64),
+        "C": torch.randn(N, S, dtype=torch.float64),
+        "D": torch.randn(D, dtype=torch.float64),
+        "transition_delta": torch.rand(N, D, dtype=torch.float64),
+    }
+    return {name: inputs[name].to(dtype) for name in names}
+
+
+def run(scan, inputs, forest, direction="both"):
+    required = [inputs[name] for name in REQUIRED]
+    return scan(
+        *required,
+        forest,
+        D=inputs.get("D"),
+        direction=direction,
+        transition_delta=inputs.get("transition_delta"),
+    )
+
+
+def require_grad(inputs):
+    return {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
+
+
+def gradients(y, inputs, weight):
+    # The reference does not touch the transitions of roots, which may be all there are.
+    grads = torch.autograd.grad(
+        y, list(inputs.values()), weight, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(inputs, grads, strict=True))
+
+
+def path_products(transition, parent, direction) -> np.ndarray:
+    """[listener, speaker, ...]: the product of the transitions on their path, 0 where unheard."""
+    num_nodes = len(parent)
+    lines = []
+    for i in range(num_nodes):
+        line = {i}
+        while parent[i] != i:
+            i = parent[i]
+            line.add(i)
+        lines.append(line)
+    products = np.zeros((num_nodes, *transition.shape))
+    for i, listener in enumerate(lines):
+        for j, speaker in enumerate(lines):
+            heard = {"up": i in speaker, "down": j in listener, "both": listener & speaker}
+            if heard[direction]:
+                products[i, j] = transition[sorted(listener ^ speaker)].prod(axis=0)
+    return products
+
+
+def brute_force_scan(inputs, parent, direction) -> torch.Tensor:
+    u, delta, A, B, C = (inputs[name].numpy() for name in REQUIRED)
+    transition_delta = inputs.get("transition_delta", inputs["delta"]).numpy()
+    transition = np.exp(transition_delta[:, :, None] * A)
+    x = (delta * u)[:, :, None] * B[:, None, :]
+    h = np.einsum("ijds,jds->ids", path_products(transition, parent, direction), x)
+    y = np.einsum("ids,is->id", h, C)
+    return torch.from_numpy(y + inputs["D"].numpy() * u if "D" in inputs else y)
+
+
+def assert_near(name, actual, expected, tolerance):
+    """Within `tolerance` of each value or of the largest value, whichever is wider."""
+    actual, expected = actual.detach(), expected.detach().to(actual.dtype)
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    assert_close(
+        actual,
+        expected,
+        rtol=tolerance,
+        atol=tolerance * largest,
+        msg=lambda message: f"{name}: {message}",
+    )
+
+
+@given(
+    forest=forests(max_nodes=12),
+    num_channels=st.integers(0, 3),
+    state_size=st.integers(1, 3),
+    names=st.sampled_from(list(OPTIONS.values())),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=100)
+def test_equals_brute_force_over_all_paths(forest, num_channels, state_size, names, seed):
+    edge_index, num_nodes = forest
+    forest = root_forest(edge_index, num_nodes=num_nodes)
+    torch.manual_seed(seed)
+    inputs = make_inputs(num_nodes, num_channels, state_size, names)
+    for direction in DIRECTIONS:
+        expected = brute_force_scan(inputs, forest.parent.tolist(), direction)
+        for scan in IMPLEMENTATIONS.values():
+            assert_close(run(scan, inputs, forest, direction), expected, rtol=1e-9, atol=1e-9)
+
+
+@implementations
+@directions
+@pytest.mark.parametrize("kind", FOREST_KINDS)
+def test_equals_brute_force_on_named_forests(kind, direction, scan):
+    forest = make_forest(kind, 17, root="last")
+    inputs = make_inputs(17, 5, 3)
+    expected = brute_force_scan(inputs, forest.parent.tolist(), direction)
+    assert_close(run(scan, inputs, forest, direction), expected)
+
+
+@implementations
+@directions
+def test_takes_any_order_with_parents_before_children(direction, scan):
+    parent = torch.tensor([3, 3, 0, 3, 0, 1, 6])
+    forest = Forest(torch.tensor([3, 6, 1, 0, 5, 2, 4]), parent)
+    inputs = make_inputs(7, 3, 2)
+    expected = brute_force_scan(inputs, parent.tolist(), direction)
+    assert_close(run(scan, inputs, forest, direction), expected)
+
+
+@directions
+@options
+@pytest.mark.parametrize("state_size", [1, 2], ids=lambda s: f"S{s}")
+def test_gradcheck(state_size, names, direction):
+    forest = make_forest("several", 7)
+    inputs = require_grad(make_inputs(7, 2, state_size, names))
+
+    def scan_of(*tensors):
+        return run(selective_tree_scan, dict(zip(names, tensors, strict=True)), forest, direction)
+
+    assert gradcheck(scan_of, tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_gradcheck_of_one_operand(operand):
+    forest = make_forest("several", 7)
+    inputs = make_inputs(7, 2, 2)
+    inputs[operand].requires_grad_()
+    run(selective_tree_scan, inputs, forest).sum().backward()
+    assert [name for name in OPERANDS if inputs[name].grad is not None] == [operand]
+    assert gradcheck(
+        lambda tensor: run(selective_tree_scan, {**inputs, operand: tensor}, forest),
+        (inputs[operand],),
+    )
+
+
+@directions
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    "kind, num_nodes, num_channels, state_size", SHAPES, ids=lambda value: str(value)
+)
+def test_values_and_gradients_against_reference(
+    kind, num_nodes, num_channels, state_size, dtype, direction
+):
+    forest = make_forest(kind, num_nodes)
+    inputs = require_grad(make_inputs(num_nodes, num_channels, state_size, dtype=dtype))
+    weight = torch.randn(num_nodes, num_channels, dtype=torch.float64).to(dtype)
+    y = run(selective_tree_scan, inputs, forest, direction)
+    grads = gradients(y, inputs, weight)
+
+    exact_inputs = require_grad({name: tensor.double() for name, tensor in inputs.items()})
+    exact_y = run(selective_tree_scan_reference, exact_inputs, forest, direction)
+    exact_grads = gradients(exact_y, exact_inputs, weight.double())
+
+    assert y.dtype == dtype
+    assert_near("y", y, exact_y, TOLERANCE[dtype])
+    for name in OPERANDS:
+        assert grads[name].dtype == dtype
+        assert_near(f"{name}.grad", grads[name], exact_grads[name], TOLERANCE[dtype])
+
+
+@options
+def test_gradients_of_every_option_against_reference(names):
+    forest = make_forest("several", 63)
+    inputs = require_grad(make_inputs(63, 17, 3, names))
+    weight = torch.randn(63, 17, dtype=torch.float64)
+    actual = gradients(run(selective_tree_scan, inputs, forest), inputs, weight)
+    expected = gradients(run(selective_tree_scan_reference, inputs, forest), inputs, weight)
+    for name in names:
+        assert_near(f"{name}.grad", actual[name], expected[name], 1e-10)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_half_inputs_with_float32_parameters(half):
+    forest = make_forest("several", 60)
+    inputs = make_inputs(60, 17, 3, dtype=torch.float32)
+    for name in ("u", "B", "C"):
+        inputs[name] = inputs[name].to(half)
+    exact_y = run(selective_tree_scan_reference, {k: v.double() for k, v in inputs.items()}, forest)
+    inputs = require_grad(inputs)
+    y = run(selective_tree_scan, inputs, forest)
+    assert y.dtype == half
+    assert_near("y", y, exact_y, TOLERANCE[half])
+    for name, grad in gradients(y, inputs, torch.ones_like(y)).items():
+        assert grad.dtype == inputs[name].dtype
+
+
+@directions
+@pytest.mark.parametrize(
+    "num_nodes, num_channels, state_size", [(0, 0, 1), (0, 3, 2), (5, 0, 2), (5, 3, 0)]
+)
+def test_of_nothing(num_nodes, num_channels, state_size, direction):
+    forest = make_forest("several", num_nodes)
+    inputs = require_grad(make_inputs(num_nodes, num_channels, state_size))
+    y = run(selective_tree_scan, inputs, forest, direction)
+    grads = gradients(y, inputs, torch.ones_like(y))
+    assert_close(y, inputs["D"] * inputs["u"])
+    assert_close(run(selective_tree_scan_reference, inputs, forest, direction), y)
+    assert [grads[name].shape for name in OPERANDS] == [inputs[n].shape for n in OPERANDS]
+
+
+@implementations
+@directions
+def test_equals_tree_scan_of_discretised_inputs(direction, scan):
+    forest = make_forest("several", 33)
+    inputs = make_inputs(33, 5, 3)
+    u, delta, A, B, C, D, transition_delta = inputs.values()
+    x = (delta * u)[:, :, None] * B[:, None, :]
+    transition = torch.exp(transition_delta[:, :, None] * A)
+    h = tree_scan(x.flatten(1), transition.flatten(1), forest, direction).view_as(x)
+    assert_close(run(scan, inputs, forest, direction), (h * C[:, None, :]).sum(-1) + D * u)
+
+
+@implementations
+@pytest.mark.parametrize("num_tokens", [1, 2, 63, 257], ids=lambda n: f"N{n}")
+def test_up_on_a_chain_is_mamba(num_tokens, scan):
+    # The edge from token t carries the transition of token t + 1.
+    edge_index = torch.stack([torch.arange(num_tokens - 1), torch.arange(1, num_tokens)])
+    forest = root_forest(edge_index, num_nodes=num_tokens, root="last")
+    inputs = make_inputs(num_tokens, 5, 3)
+    delta = inputs["delta"]
+    inputs["transition_delta"] = torch.cat([delta[1:], delta[:1]])
+    u, _, A, B, C, D, _ = inputs.values()
+    state = torch.zeros(5, 3, dtype=torch.float64)
+    expected = torch.empty_like(u)
+    for t in range(num_tokens):
+        state = torch.exp(delta[t, :, None] * A) * state + (delta[t] * u[t])[:, None] * B[t]
+        expected[t] = state @ C[t] + D * u[t]
+    assert_close(run(scan, inputs, forest, "up"), expected)
+
+
+@implementations
+@directions
+def test_transition_of_root_is_ignored(direction, scan):
+    forest = make_forest("several", 17)
+    inputs = require_grad(make_inputs(17, 3, 2))
+    changed = {name: tensor.detach().clone() for name, tensor in inputs.items()}
+    changed["transition_delta"][forest.roots] += 3
+    changed = require_grad(changed)
+    y, changed_y = (run(scan, operands, forest, direction) for operands in (inputs, changed))
+    assert torch.equal(y, changed_y)
+    grads = gradients(y, inputs, torch.ones_like(y))
+    assert torch.equal(grads["transition_delta"][forest.roots], torch.zeros(forest.num_trees, 3))
+    assert_close(gradients(changed_y, changed, torch.ones_like(y)), grads)
+
+
+@directions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_transition_over_the_whole_range_of_exp(dtype, direction):
+    exponent = torch.tensor(
+        [-torch.inf, -1e4, -740, -100, -87.3, -20, -1, -1e-9, -0.0, 0, 1e-9, 1, 20, 88, 89, 709]
+        + [710, 1e4, torch.inf, torch.nan],
+        dtype=dtype,
+    )
+    num_channels = len(exponent)
+    forest = make_forest("chain", 2)
+    ones = torch.ones(2, 1, dtype=dtype)
+    u = torch.zeros(2, num_channels, dtype=dtype)
+    listener = forest.roots if direction != "down" else 1 - forest.roots
+    u[1 - listener] = 1
+    delta = torch.ones(2, num_channels, dtype=dtype)
+    y = selective_tree_scan(u, delta, exponent[:, None], ones, ones, forest, direction=direction)
+    # The kernel may round what is next to the smallest normal number down to zero.
+    smallest = 2 * torch.finfo(dtype).tiny
+    assert_close(
+        y[listener[0]], exponent.exp(), rtol=TOLERANCE[dtype] / 10, atol=smallest, equal_nan=True
+    )
+
+
+@directions
+@pytest.mark.parametrize("kind", ["chain", "caterpillar", "star"])
+def test_long_trees_train(kind, direction):
+    forest = make_forest(kind, 5000)
+    inputs = require_grad(make_inputs(5000, 2, 2))
+    weight = torch.randn(5000, 2, dtype=torch.float64)
+    y = run(selective_tree_scan, inputs, forest, direction)
+    expected_y = run(selective_tree_scan_reference, inputs, forest, direction)
+    assert_close(y, expected_y)
+    actual, expected = gradients(y, inputs, weight), gradients(expected_y, inputs, weight)
+    for name in OPERANDS:
+        assert_near(f"{name}.grad", actual[name], expected[name], 1e-9)
+
+
+@implementations
+@directions
+def test_strided_inputs(direction, scan):
+    forest = make_forest("several", 31)
+    inputs = make_inputs(31, 5, 3)
+    strided = {
+        name: torch.stack([tensor, -tensor], dim=-1)[..., 0] for name, tensor in inputs.items()
+    }
+    strided["delta"] = inputs["delta"].t().contiguous().t()
+    assert not any(tensor.is_contiguous() for tensor in strided.values())
+    expected = run(scan, inputs, forest, direction)
+    assert_close(run(scan, strided, forest, direction), expected, rtol=0, atol=1e-14)
+
+
+@implementations
+@directions
+def test_expanded_inputs(direction, scan):
+    forest = make_forest("several", 31)
+    sizes = {"u": (1, 5), "delta": (31, 1), "A": (1, 3), "B": (31, 1), "C": (1, 3), "D": (1,)}
+    shapes = {"u": (31, 5), "delta": (31, 5), "A": (5, 3), "B": (31, 3), "C": (31, 3), "D": (5,)}
+    small = {
+        name: torch.rand(size, dtype=torch.float64).requires_grad_() for name, size in sizes.items()
+    }
+    expanded = {name: tensor.expand(shapes[name]) for name, tensor in small.items()}
+    copied = {name: tensor.clone() for name, tensor in expanded.items()}
+    weight = torch.randn(5, dtype=torch.float64).expand(31, 5)
+    y, expected = (run(scan, inputs, forest, direction) for inputs in (expanded, copied))
+    assert_close(y, expected)
+    assert_close(gradients(y, small, weight), gradients(expected, small, weight))
+
+
+@implementations
+@directions
+def test_inputs_are_not_changed(direction, scan):
+    forest = make_forest("several", 31)
+    inputs = require_grad(make_inputs(31, 5, 3))
+    copies = {name: tensor.detach().clone() for name, tensor in inputs.items()}
+    weight = torch.randn(31, 5, dtype=torch.float64)
+    weight_copy = weight.clone()
+    run(scan, inputs, forest, direction).backward(weight)
+    assert torch.equal(weight, weight_copy)
+    for name in OPERANDS:
+        assert torch.equal(inputs[name].detach(), copies[name])
+
+
+@directions
+@pytest.mark.parametrize(
+    "kind, num_nodes, num_channels, state_size",
+    [("random", 1001, 65, 3), ("several", 2001, 17, 1), ("chain", 2001, 65, 16)],
+    ids=lambda value: str(value),
+)
+def test_same_bits_with_any_number_of_threads(kind, num_nodes, num_channels, state_size, direction):
+    forest = make_forest(kind, num_nodes)
+    inputs = require_grad(make_inputs(num_nodes, num_channels, state_size, dtype=torch.float32))
+    weight = torch.randn(num_nodes, num_channels)
+    results = []
+    for num_threads in (1, 2, 3, 2, 1):
+        torch.set_num_threads(num_threads)
+        y = run(selective_tree_scan, inputs, forest, direction)
+        results.append((y, *gradients(y, inputs, weight).values()))
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+ORDER = torch.arange(5)
+MISFITS = {
+    "u": [(5,), (5, 3, 1)],
+    "delta": [(5, 1), (4, 3)],
+    "A": [(3,), (4, 2), (3, 2, 1)],
+    "B": [(5,), (4, 2), (5, 3)],
+    "C": [(5,), (4, 2), (5, 3)],
+    "D": [(2,), (5, 3), ()],
+    "transition_delta": [(5, 1), (4, 3)],
+}
+
+
+def bad_operands():
+    for name, shapes in MISFITS.items():
+        good = make_inputs(5, 3, 2, [name])[name]
+        yield pytest.param(name, good.tolist(), TypeError, "list", id=f"{name}-list")
+        yield pytest.param(name, good.long(), TypeError, "torch.int64", id=f"{name}-int64")
+        for shape in shapes:
+            found = str(list(shape))
+            yield pytest.param(name, torch.ones(shape), ValueError, found, id=f"{name}-{found}")
+        if name != "u":
+            yield pytest.param(name, good.to("meta"), ValueError, "meta", id=f"{name}-device")
+
+
+@pytest.mark.parametrize(
+    "argument, value, error, found",
+    [
+        *bad_operands(),
+        ("forest", None, TypeError, "NoneType"),
+        ("forest", (ORDER, ORDER), TypeError, "tuple"),
+        ("forest", Forest(ORDER[:4], ORDER[:4]), ValueError, "4"),
+        ("forest", Forest(ORDER.to("meta"), ORDER.to("meta")), ValueError, "meta"),
+        ("forest", Forest(ORDER, torch.tensor([1, 2, 0, 3, 4])), ValueError, ""),
+        ("direction", None, TypeError, "NoneType"),
+        ("direction", "sideways", ValueError, "sideways"),
+    ],
+)
+def test_bad_input_is_refused(argument, value, error, found):
+    inputs = {**make_inputs(5, 3, 2), "forest": make_forest("several", 5)}
+    with pytest.raises(error) as refusal:
+        selective_tree_scan(**{**inputs, argument: value})
+    message = str(refusal.value)
+    assert f"'{argument}' must" in message
+    assert found in message.split("got", 1)[1]

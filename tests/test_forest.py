@@ -1,0 +1,127 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+
+from groot_graph import Forest, root_forest
+from tests.graphs import FOREST_KINDS, forests, make_forest
+
+
+def small_forest() -> Forest:
+    # 1 is the root of 0 and 3, and 3 of 2; 4 stands alone.
+    return Forest(order=torch.tensor([1, 0, 3, 2, 4]), parent=torch.tensor([1, 1, 3, 1, 4]))
+
+
+def test_attributes():
+    forest = small_forest()
+    assert str(forest) == "Forest(num_nodes=5, num_trees=2)"
+    assert forest.num_nodes == 5 and isinstance(forest.num_nodes, int)
+    assert forest.num_trees == 2 and isinstance(forest.num_trees, int)
+    assert forest.roots.tolist() == [1, 4]
+    assert forest.device == torch.device("cpu")
+    assert forest.order.dtype == forest.parent.dtype == forest.roots.dtype == torch.long
+
+
+def test_without_nodes():
+    forest = root_forest(torch.empty(2, 0, dtype=torch.long))
+    assert str(forest) == "Forest(num_nodes=0, num_trees=0)"
+    assert forest.roots.shape == (0,)
+
+
+def test_roots_stand_as_in_order():
+    forest = Forest(order=torch.tensor([2, 0, 1]), parent=torch.tensor([0, 0, 2]))
+    assert forest.roots.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("kind", FOREST_KINDS)
+def test_num_trees(kind):
+    forest = make_forest(kind, 17)
+    is_root = forest.parent == torch.arange(17)
+    assert forest.num_trees == int(is_root.sum())
+    assert set(forest.roots.tolist()) == set(is_root.nonzero().flatten().tolist())
+
+
+@given(forest=forests())
+def test_depth_and_levels(forest):
+    edge_index, num_nodes = forest
+    forest = root_forest(edge_index, num_nodes=num_nodes)
+    parent, expected = forest.parent.tolist(), [0] * num_nodes
+    for node in forest.order.tolist():
+        if parent[node] != node:
+            expected[node] = expected[parent[node]] + 1
+    assert forest.depth().tolist() == expected
+    levels = [level.tolist() for level in forest.levels()]
+    assert sorted(sum(levels, [])) == list(range(num_nodes))
+    position = {node: i for i, node in enumerate(forest.order.tolist())}
+    for depth, level in enumerate(levels):
+        assert {expected[node] for node in level} == {depth}
+        assert level == sorted(level, key=position.get)
+
+
+def test_to():
+    forest = small_forest()
+    assert torch.equal(forest.to("cpu").parent, forest.parent)
+    moved = forest.to("meta")
+    assert isinstance(moved, Forest)
+    assert moved.device == moved.order.device == moved.parent.device == torch.device("meta")
+    assert moved.num_nodes == 5
+    assert forest.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda forest: pickle.loads(pickle.dumps(forest))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies(duplicate):
+    forest = small_forest()
+    twin = duplicate(forest)
+    assert isinstance(twin, Forest) and str(twin) == str(forest)
+    assert torch.equal(twin.order, forest.order) and torch.equal(twin.parent, forest.parent)
+
+
+def test_deepcopy_shares_nothing():
+    forest = small_forest()
+    copy.deepcopy(forest).parent.zero_()
+    assert forest.parent.tolist() == [1, 1, 3, 1, 4]
+
+
+NODES = torch.arange(5)
+
+
+@pytest.mark.parametrize("argument", ["order", "parent"])
+@pytest.mark.parametrize(
+    "value, error, found",
+    [
+        ([0, 1, 2, 3, 4], TypeError, "list"),
+        (None, TypeError, "NoneType"),
+        (NODES.int(), TypeError, "torch.int32"),
+        (NODES.float(), TypeError, "torch.float32"),
+        (NODES[:, None], ValueError, "[5, 1]"),
+        (torch.tensor(0), ValueError, "[]"),
+    ],
+)
+def test_bad_input_is_refused(argument, value, error, found):
+    with pytest.raises(error) as refusal:
+        Forest(**{"order": NODES, "parent": NODES, argument: value})
+    message = str(refusal.value)
+    assert f"'{argument}' must" in message
+    assert found in message.split("got", 1)[1]
+
+
+def test_mismatched_tensors_are_refused():
+    with pytest.raises(ValueError, match="'parent' must .*5.*got 4"):
+        Forest(NODES, NODES[:4])
+    with pytest.raises(ValueError, match="'parent' must .*cpu.*got meta"):
+        Forest(NODES, NODES.to("meta"))
+
+
+@pytest.mark.parametrize("parent", [[1, 0, 2], [1, 2, 0], [1, 2, 3, 1]])
+def test_depth_and_levels_refuse_a_cycle(parent):
+    forest = Forest(torch.arange(len(parent)), torch.tensor(parent))
+    with pytest.raises(ValueError, match="'parent' must .*cycle"):
+        forest.depth()
+    with pytest.raises(ValueError, match="'parent' must .*cycle"):
+        forest.levels()
