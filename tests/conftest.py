@@ -19,13 +19,8 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors gain nothing from more, and wait long for each other on a busy machine."""
+    """More gain nothing on small tensors; a test or an example may set its own number."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
-
-
-@pytest.fixture
-def restore_num_threads(one_thread):
-    """For tests of programs that set the number of threads; every test gets it back."""

@@ -1,0 +1,1 @@
+"""Speed of every operation against its peers: ``python -m benchmarks.run``."""

@@ -1,0 +1,40 @@
+"""The graphs that the rows share, every edge listed once, weights uniform in (0, 1]."""
+
+import torch
+from torch_geometric.data import Data
+
+import groot_graph
+
+
+def grids(graphs: int, height: int, width: int, seed: int = 0) -> Data:
+    """Disjoint 4-connected grids as one graph, the vertical edges of each before the horizontal."""
+    node = torch.arange(height * width).view(height, width)
+    vertical = torch.stack([node[:-1].flatten(), node[1:].flatten()])
+    horizontal = torch.stack([node[:, :-1].flatten(), node[:, 1:].flatten()])
+    one = torch.cat([vertical, horizontal], dim=1)
+    edge_index = torch.cat([one + graph * node.numel() for graph in range(graphs)], dim=1)
+    return _weighted(edge_index, graphs * node.numel(), seed)
+
+
+def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Data:
+    """Distinct node pairs drawn uniformly, in random order, without self-loops."""
+    generator = torch.Generator().manual_seed(seed)
+    # SciPy's sparse matrices add parallel edges up, so the graph must not have any.
+    drawn = torch.randint(num_nodes, (2, num_edges + num_edges // 4), generator=generator)
+    low, high = drawn.min(dim=0).values, drawn.max(dim=0).values
+    pair = torch.unique((low * num_nodes + high)[low != high])
+    pair = pair[torch.randperm(pair.numel(), generator=generator)[:num_edges]]
+    return _weighted(torch.stack([pair // num_nodes, pair % num_nodes]), num_nodes, seed)
+
+
+def _weighted(edge_index: torch.Tensor, num_nodes: int, seed: int) -> Data:
+    generator = torch.Generator().manual_seed(seed)
+    # Not rand itself: SciPy takes a stored weight of 0 for a missing edge.
+    edge_weight = 1 - torch.rand(edge_index.size(1), generator=generator)
+    return Data(edge_index=edge_index, edge_weight=edge_weight, num_nodes=num_nodes)
+
+
+def spanning_forest(graph: Data) -> groot_graph.Forest:
+    """The graph's minimum spanning forest, rooted at the first node of every tree."""
+    mask = groot_graph.minimum_spanning_forest(graph.edge_index, graph.edge_weight, graph.num_nodes)
+    return groot_graph.root_forest(graph.edge_index, mask, graph.num_nodes)

@@ -1,0 +1,133 @@
+"""``minimum_spanning_forest`` against SciPy, rustworkx and igraph, their graphs prebuilt."""
+
+from collections.abc import Callable
+
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+from torch_geometric.data import Data
+
+import groot_graph
+from benchmarks.graphs import grids, random_graph
+from benchmarks.measure import check_close, interleave
+from benchmarks.registry import Measurement, cost, row, speedup
+
+
+@row(
+    "{graphs} grids of {side}x{side}",
+    speedup(goal=2),
+    full={"graphs": 8, "side": 56},
+    smoke={"graphs": 2, "side": 7},
+)
+def on_grids(repeats: int, graphs: int, side: int) -> list[Measurement]:
+    return _against_peers(repeats, grids(graphs, side, side))
+
+
+@row("one {side}x{side} grid", speedup(goal=2), full={"side": 512}, smoke={"side": 16})
+def on_one_grid(repeats: int, side: int) -> list[Measurement]:
+    return _against_peers(repeats, grids(1, side, side))
+
+
+@row(
+    "random graph of {num_nodes:,} nodes and {num_edges:,} edges",
+    speedup(goal=2),
+    full={"num_nodes": 1_000_000, "num_edges": 4_000_000},
+    smoke={"num_nodes": 200, "num_edges": 400},
+)
+def on_random_graph(repeats: int, num_nodes: int, num_edges: int) -> list[Measurement]:
+    return _against_peers(repeats, random_graph(num_nodes, num_edges))
+
+
+@row(
+    "cost against size",
+    cost(goal=1.5),
+    full={"sizes": (10**3, 10**4, 10**5, 10**6, 10**7), "base": 10**5},
+    smoke={"sizes": (64, 144, 256), "base": 144},
+    plotted=True,
+)
+def against_size(repeats: int, sizes: tuple[int, ...], base: int) -> list[Measurement]:
+    sides = {size: round(size**0.5) for size in sizes}
+    graphs = {size: grids(1, side, side) for size, side in sides.items()}
+    for graph in graphs.values():
+        _check_total(graph, _scipy(graph)[1], "SciPy")
+    calls = {size: _ours(graph) for size, graph in graphs.items()}
+    seconds = interleave(calls, repeats)
+    nodes = {size: graph.num_nodes for size, graph in graphs.items()}
+    return per_node(seconds, nodes, base)
+
+
+def per_node(seconds: dict[int, list[float]], nodes: dict[int, int], base: int):
+    """Seconds per node at every size against those at the base size; larger ones are judged."""
+    samples = {size: [time / nodes[size] for time in seconds[size]] for size in seconds}
+    return [
+        Measurement(
+            ours=samples[size],
+            peers={f"ours, {nodes[base]:,} nodes": samples[base]},
+            unit="s/node",
+            work=f"{nodes[size]:,} nodes",
+            judged=size > base,
+            num_nodes=nodes[size],
+        )
+        for size in samples
+    ]
+
+
+def _against_peers(repeats: int, graph: Data) -> list[Measurement]:
+    calls = {"ours": _ours(graph)}
+    missing = []
+    for name, build in {"SciPy": _scipy, "rustworkx": _rustworkx, "igraph": _igraph}.items():
+        try:
+            calls[name], total_weight = build(graph)
+        except ImportError:
+            missing.append(name)
+            continue
+        _check_total(graph, total_weight, name)
+    seconds = interleave(calls, repeats)
+    note = f"not judged, not installed: {', '.join(missing)}" if missing else ""
+    return [Measurement(seconds.pop("ours"), seconds, note=note, judged=not missing)]
+
+
+def _ours(graph: Data) -> Callable:
+    return lambda: groot_graph.minimum_spanning_forest(
+        graph.edge_index, graph.edge_weight, graph.num_nodes
+    )
+
+
+def _check_total(graph: Data, total_weight: Callable[[], float], peer: str) -> None:
+    # Edge for edge would be too strict: float32 weights tie, and peers break ties otherwise.
+    total = graph.edge_weight[_ours(graph)()].double().sum()
+    expected = torch.tensor(total_weight(), dtype=torch.float64)
+    check_close(f"total weight of the forest, ours and {peer}", total, expected, 1e-9)
+
+
+def _scipy(graph: Data) -> tuple[Callable, Callable[[], float]]:
+    # In float64 from the start, because SciPy would convert anything else inside the call.
+    weight = graph.edge_weight.double().numpy()
+    shape = (graph.num_nodes, graph.num_nodes)
+    matrix = csr_array((weight, tuple(graph.edge_index.int().numpy())), shape=shape)
+    return lambda: minimum_spanning_tree(matrix), lambda: minimum_spanning_tree(matrix).sum()
+
+
+def _rustworkx(graph: Data) -> tuple[Callable, Callable[[], float]]:
+    import rustworkx
+
+    peer = rustworkx.PyGraph(multigraph=True)
+    peer.add_nodes_from(range(graph.num_nodes))
+    peer.add_edges_from([*zip(*graph.edge_index.tolist(), graph.edge_weight.tolist(), strict=True)])
+
+    def call():
+        return rustworkx.minimum_spanning_edges(peer, weight_fn=float)
+
+    return call, lambda: sum(weight for _, _, weight in call())
+
+
+def _igraph(graph: Data) -> tuple[Callable, Callable[[], float]]:
+    import igraph
+
+    peer = igraph.Graph(n=graph.num_nodes, edges=graph.edge_index.t().contiguous().numpy())
+    peer.es["weight"] = graph.edge_weight.tolist()
+
+    def call():
+        return peer.spanning_tree(weights="weight", return_tree=False)
+
+    return call, lambda: float(graph.edge_weight[call()].double().sum())

@@ -1,0 +1,102 @@
+"""Results as one table for the terminal and as a plot of cost against size."""
+
+import statistics
+
+from benchmarks.registry import OPERATIONS, Result
+
+HEADER = ("work", "ours", "peer", "peer's", "ratio", "goal", "met")
+SCALES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")),
+    "s/node": ((1e-9, "ns/node"),),
+    "B": ((1e6, "MB"), (1e3, "kB")),
+}
+VERDICT = {True: "met", False: "MISSED", None: "-"}
+
+
+def table(machine: dict, results: list[Result]) -> str:
+    """The machine, the rows of each operation, and the rows' notes below."""
+    lines = machine_lines(machine) + [""]
+    body = [(result.op, _cells(result)) for result in results]
+    columns = zip(HEADER, *(cells for _, cells in body), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    lines.append(_line(HEADER, widths))
+    for op in OPERATIONS:
+        rows = [cells for owner, cells in body if owner == op]
+        if rows:
+            lines += [f"-- {op} ".ljust(len(_line(HEADER, widths)), "-")]
+            lines += [_line(cells, widths) for cells in rows]
+    notes = [f"{result.op}, {result.work}: {note}" for result in results if (note := _note(result))]
+    if notes:
+        lines += ["", "Notes", *notes]
+    judged = [result.met for result in results if result.met is not None]
+    if judged:
+        lines += ["", f"{sum(judged)} of {len(judged)} goals met."]
+    return "\n".join(lines)
+
+
+def _note(result: Result) -> str:
+    """The row's own note and, where it has several peers, the medians of them all."""
+    peers = [name for name in result.samples if name != "ours"]
+    medians = [(name, statistics.median(result.samples[name])) for name in peers]
+    all_peers = [f"{name} {quantity(median, result.unit)}" for name, median in medians]
+    return "; ".join(filter(None, [", ".join(all_peers) if len(peers) > 1 else "", result.note]))
+
+
+def machine_lines(machine: dict) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    load = machine["load_before"]
+    busy = "" if load is None else f", load before the run {load:.2f}"
+    return [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['system']}{busy}",
+        f"Python {machine['python']}, {versions}",
+    ]
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    first, *rest = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return "  ".join([first, *rest]).rstrip()
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    if result.ours is None:
+        return (result.work, "-", "-", "-", "-", result.goal, "-")
+    return (
+        result.work,
+        quantity(result.ours, result.unit),
+        result.peer,
+        quantity(result.peer_value, result.unit),
+        f"{result.ratio:.3g} {result.ratio_kind}",
+        result.goal,
+        VERDICT[result.met],
+    )
+
+
+def quantity(value: float, unit: str) -> str:
+    """The value in the largest scale of its unit that leaves at least 1 before the point."""
+    scales = SCALES[unit]
+    factor, name = next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
+    scaled = value / factor
+    return f"{scaled:,.0f} {name}" if abs(scaled) >= 1000 else f"{scaled:.3g} {name}"
+
+
+def plot(results: list[Result], path: str) -> None:
+    """Nanoseconds per node against the number of nodes, one line per operation, log-log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for op in OPERATIONS:
+        sized = [result for result in results if result.op == op and result.num_nodes]
+        if sized:
+            nodes = [result.num_nodes for result in sized]
+            axes.plot(nodes, [result.ours * 1e9 for result in sized], marker="o", label=op)
+    axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="nanoseconds per node")
+    axes.set_title("Cost against size, square grids")
+    axes.set_ylim(1, 3 * axes.get_ylim()[1])
+    axes.grid(which="major", alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,99 @@
+"""``root_forest`` against the breadth-first and depth-first searches of SciPy and igraph."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, depth_first_order
+from torch_geometric.data import Data
+
+import groot_graph
+from benchmarks.graphs import grids, random_graph
+from benchmarks.measure import interleave
+from benchmarks.registry import Measurement, ResultsDifferError, row, speedup
+
+
+@row(
+    "{graphs} grids of {side}x{side}",
+    speedup(),
+    full={"graphs": 8, "side": 56},
+    smoke={"graphs": 2, "side": 7},
+)
+def on_grids(repeats: int, graphs: int, side: int) -> list[Measurement]:
+    return _against_peers(repeats, grids(graphs, side, side))
+
+
+@row("one {side}x{side} grid", speedup(), full={"side": 512}, smoke={"side": 16})
+def on_one_grid(repeats: int, side: int) -> list[Measurement]:
+    return _against_peers(repeats, grids(1, side, side))
+
+
+@row(
+    "random graph of {num_nodes:,} nodes and {num_edges:,} edges",
+    speedup(),
+    full={"num_nodes": 1_000_000, "num_edges": 4_000_000},
+    smoke={"num_nodes": 200, "num_edges": 400},
+)
+def on_random_graph(repeats: int, num_nodes: int, num_edges: int) -> list[Measurement]:
+    return _against_peers(repeats, random_graph(num_nodes, num_edges))
+
+
+def _against_peers(repeats: int, graph: Data) -> list[Measurement]:
+    mask = groot_graph.minimum_spanning_forest(graph.edge_index, graph.edge_weight, graph.num_nodes)
+
+    def ours():
+        return groot_graph.root_forest(graph.edge_index, mask, graph.num_nodes)
+
+    forest = ours()
+    calls = {"ours": ours}
+    edges = _with_super_root(graph.edge_index[:, mask], forest)
+    for name, build in PEERS.items():
+        try:
+            calls[name], parents = build(edges, graph.num_nodes)
+        except ImportError:
+            continue
+        _check_parents(forest, np.asarray(parents()), name)
+    seconds = interleave(calls, repeats)
+    return [Measurement(seconds.pop("ours"), seconds)]
+
+
+def _with_super_root(kept: torch.Tensor, forest: groot_graph.Forest) -> np.ndarray:
+    """The forest's edges and one from an added node N to every root.
+
+    The peers search from one node, and one call of theirs costs O(N) however small its tree is.
+    """
+    extra = torch.stack([torch.full_like(forest.roots, forest.num_nodes), forest.roots])
+    return torch.cat([kept, extra], dim=1).int().numpy()
+
+
+def _check_parents(forest: groot_graph.Forest, parents: np.ndarray, peer: str) -> None:
+    expected = torch.as_tensor(parents[: forest.num_nodes]).long()
+    node = torch.arange(forest.num_nodes)
+    expected = torch.where(expected == forest.num_nodes, node, expected)
+    if not torch.equal(forest.parent, expected):
+        raise ResultsDifferError(f"parents of the forest, ours and {peer}")
+
+
+def _scipy(search: Callable) -> Callable:
+    def build(edges: np.ndarray, root: int) -> tuple[Callable, Callable]:
+        # Both directions stored: an undirected search would transpose the matrix inside the call.
+        row_, column = np.concatenate([edges, edges[::-1]], axis=1)
+        matrix = csr_array((np.ones(row_.size), (row_, column)), shape=(root + 1, root + 1))
+        return lambda: search(matrix, root), lambda: search(matrix, root)[1]
+
+    return build
+
+
+def _igraph(edges: np.ndarray, root: int) -> tuple[Callable, Callable]:
+    import igraph
+
+    peer = igraph.Graph(n=root + 1, edges=np.ascontiguousarray(edges.T))
+    return lambda: peer.bfs(root), lambda: peer.bfs(root)[2]
+
+
+PEERS = {
+    "SciPy breadth first": _scipy(breadth_first_order),
+    "SciPy depth first": _scipy(depth_first_order),
+    "igraph breadth first": _igraph,
+}

@@ -1,0 +1,150 @@
+"""``selective_tree_scan`` on a chain against the scan that transformers' Mamba runs on the CPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import groot_graph
+from benchmarks.measure import check_close, in_fresh_process, interleave, peak_extra_memory
+from benchmarks.registry import Measurement, NotMeasuredError, cost, row, speedup
+from benchmarks.report import quantity
+
+TITLE = "chain of {tokens} tokens, {channels} channels, {states} states, up, "
+FULL = {"tokens": 2048, "channels": 1536, "states": 16}
+SMOKE = {"tokens": 12, "channels": 5, "states": 3}
+PEER = "transformers"
+PEER_NOTE = "the peer is mamba_selective_scan: discretisation, scan, C and D, nothing else"
+WARM_UP = (64, 32)
+
+
+@dataclass
+class Operands:
+    """The same numbers in our layout (node-major) and in Mamba's (batch, channels, length)."""
+
+    forest: groot_graph.Forest
+    u: torch.Tensor
+    delta: torch.Tensor
+    transition_delta: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor
+
+    def ours(self) -> torch.Tensor:
+        return groot_graph.selective_tree_scan(
+            self.u,
+            self.delta,
+            self.A,
+            self.B,
+            self.C,
+            self.forest,
+            D=self.D,
+            direction="up",
+            transition_delta=self.transition_delta,
+        )
+
+    def peer(self) -> Callable[[], torch.Tensor]:
+        scan = _peer_scan()
+        # As MambaMixer hands them over: u and delta contiguous, B and C as transposed views.
+        u, delta = (t.t().contiguous()[None] for t in (self.u, self.delta))
+        B, C = (t.t()[None] for t in (self.B, self.C))
+        return lambda: scan(u, delta, self.A, B, C, D=self.D)
+
+
+def _peer_scan() -> Callable:
+    try:
+        from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+    except ImportError as error:
+        raise NotMeasuredError("needs a transformers that has mamba_selective_scan") from error
+    return mamba_selective_scan
+
+
+def _operands(tokens: int, channels: int, states: int) -> Operands:
+    generator = torch.Generator().manual_seed(0)
+    token = torch.arange(tokens)
+    forest = groot_graph.root_forest(
+        torch.stack([token[:-1], token[1:]]), num_nodes=tokens, root="last"
+    )
+    # Δ spans the range that Mamba initialises it to.
+    delta = 0.001 + 0.099 * torch.rand(tokens, channels, generator=generator)
+    return Operands(
+        forest=forest,
+        u=torch.randn(tokens, channels, generator=generator),
+        delta=delta,
+        # The edge from token t to token t + 1 carries the transition of token t + 1.
+        transition_delta=delta.roll(-1, dims=0),
+        A=-torch.arange(1.0, states + 1).repeat(channels, 1),
+        B=torch.randn(tokens, states, generator=generator),
+        C=torch.randn(tokens, states, generator=generator),
+        D=torch.ones(channels),
+    )
+
+
+@row(TITLE + "forward", speedup(goal=10), FULL, SMOKE)
+@torch.no_grad()
+def forward(repeats: int, tokens: int, channels: int, states: int) -> list[Measurement]:
+    operands = _operands(tokens, channels, states)
+    peer = operands.peer()
+    check_close(f"output, ours and {PEER}", operands.ours(), peer()[0].t(), 1e-5)
+    seconds = interleave({"ours": operands.ours, PEER: peer}, repeats)
+    return [Measurement(seconds.pop("ours"), seconds, note=PEER_NOTE)]
+
+
+# Short, because autograd through the peer costs the square of the length.
+@row(TITLE + "forward and backward", speedup(), FULL | {"tokens": 128}, SMOKE)
+def forward_and_backward(repeats: int, tokens: int, channels: int, states: int):
+    operands = _operands(tokens, channels, states)
+    leaves = {name: getattr(operands, name).requires_grad_() for name in "ABCDu"}
+    leaves["delta"] = operands.delta.requires_grad_()
+    grad = torch.randn(tokens, channels, generator=torch.Generator().manual_seed(1))
+
+    def ours():
+        # Rolled in every call, so that the gradient of delta runs through the transitions too.
+        operands.transition_delta = operands.delta.roll(-1, dims=0)
+        return _gradients(operands.ours(), grad, leaves)
+
+    def peer():
+        return _gradients(operands.peer()()[0].t(), grad, leaves)
+
+    for name, found, expected in zip(leaves, ours(), peer(), strict=True):
+        check_close(f"gradient of {name}, ours and {PEER}", found, expected, 1e-4)
+    seconds = interleave({"ours": ours, PEER: peer}, repeats)
+    return [Measurement(seconds.pop("ours"), seconds, note=PEER_NOTE)]
+
+
+def _gradients(output: torch.Tensor, grad: torch.Tensor, leaves: dict[str, torch.Tensor]):
+    return torch.autograd.grad(output, tuple(leaves.values()), grad)
+
+
+@row(TITLE + "peak extra memory of forward", cost(goal=1 / 8), FULL, SMOKE)
+def memory(repeats: int, tokens: int, channels: int, states: int) -> list[Measurement]:
+    """Bytes beyond operands and output, each time in a fresh process, against [N, D, S]."""
+    sizes = (tokens, channels, states)
+    ours = [in_fresh_process(_extra_memory, "ours", *sizes) for _ in range(min(repeats, 3))]
+    full_state = 4 * tokens * channels * states
+    return [
+        Measurement(
+            ours=ours,
+            peers={"[N, D, S] in float32": [full_state]},
+            unit="B",
+            note=_peer_memory_note(sizes),
+        )
+    ]
+
+
+def _peer_memory_note(sizes: tuple[int, int, int]) -> str:
+    try:
+        extra = in_fresh_process(_extra_memory, "peer", *sizes)
+    except NotMeasuredError:
+        return ""
+    return f"{PEER} takes {quantity(extra, 'B')}"
+
+
+@torch.no_grad()
+def _extra_memory(which: str, tokens: int, channels: int, states: int) -> int:
+    small = _operands(*WARM_UP, states)
+    small.ours() if which == "ours" else small.peer()()
+    operands = _operands(tokens, channels, states)
+    call = operands.ours if which == "ours" else operands.peer()
+    return peak_extra_memory(call)

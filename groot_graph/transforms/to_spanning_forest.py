@@ -1,0 +1,86 @@
+from collections.abc import Callable
+
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from groot_graph.nn import TreeTopology
+
+
+class ToSpanningForest(BaseTransform):
+    r"""Reduces a graph to its minimum spanning forest and roots it.
+
+    An edge stays if it joins a node with its parent, in whichever direction it stands: an
+    undirected graph, which holds both directions, stays one. All attributes of edges are reduced
+    with them, :obj:`edge_weight` is taken as the dissimilarity where the graph has one.
+
+    The rooted forest is attached as :obj:`order_index` and :obj:`parent_index`. Both are shifted
+    as node indices when PyG forms a batch, so
+
+    .. code-block:: python
+
+        forest = Forest(batch.order_index, batch.parent_index)
+
+    is the forest of a whole batch: it need not be found again for each step of a training.
+
+    Args:
+        metric (str or Callable, optional): The dissimilarity of the features of two neighbors,
+            see :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"cosine"`)
+        tree (str, optional): :obj:`"min"`, :obj:`"max"` or :obj:`"random"`.
+            (default: :obj:`"min"`)
+        root (str, optional): :obj:`"first"` or :obj:`"last"` node of each tree.
+            (default: :obj:`"first"`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` with **x** :math:`(N, C)`,
+          **edge_index** :math:`(2, |\mathcal{E}|)` and, optionally, **edge_weight**
+          :math:`(|\mathcal{E}|)`
+        - **output:** the same with fewer edges, and **order_index** :math:`(N)`,
+          **parent_index** :math:`(N)`
+
+    Raises:
+        TypeError: If the input is no :class:`~torch_geometric.data.Data`.
+        ValueError: If it lacks :obj:`x` or :obj:`edge_index`.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.transforms import Compose
+        >>> from groot_graph.transforms import ImageToGraph, ToSpanningForest
+        >>> image = torch.tensor([[[0.1, 0.2], [0.9, 0.8]]])
+        >>> transform = Compose([ImageToGraph(), ToSpanningForest(metric="euclidean")])
+        >>> data = transform(image)
+        >>> data.edge_index
+        tensor([[1, 0, 2, 3, 1, 3],
+                [3, 1, 3, 1, 0, 2]])
+        >>> data.parent_index
+        tensor([0, 0, 3, 1])
+    """
+
+    def __init__(
+        self,
+        metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        tree: str = "min",
+        root: str = "first",
+    ) -> None:
+        self.topology = TreeTopology(metric=metric, tree=tree, root=root)
+
+    def forward(self, data: Data) -> Data:
+        _check_data(data)
+        forest = self.topology(data.x, data.edge_index, data.edge_weight)
+        source, target = data.edge_index
+        is_kept = (forest.parent[source] == target) | (forest.parent[target] == source)
+        data = data.edge_subgraph(is_kept & (source != target))
+        data.order_index = forest.order
+        data.parent_index = forest.parent
+        return data
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}({self.topology})"
+
+
+def _check_data(data: Data) -> None:
+    if not isinstance(data, Data):
+        raise TypeError(f"'data' must be a Data, got {type(data).__name__}")
+    for key in ("x", "edge_index"):
+        if key not in data:
+            raise ValueError(f"'data' must carry '{key}', got {data.keys()}")

@@ -1,0 +1,224 @@
+r"""Pictures of forests: a tree over its image, and how strongly one node hears all others."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from groot_graph.forest import Forest
+from groot_graph.ops import tree_scan
+from groot_graph.ops.checks import check_floating, check_forest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def affinity_map(forest: Forest, transition: Tensor, node: int) -> Tensor:
+    r"""How strongly a node hears every node of its tree: the product of the transitions on the path
+    between them,
+
+    .. math::
+        s_j = \frac{1}{D} \sum_{d=1}^{D} \prod_{k \in \mathrm{path}(i, j)} a_{k,d}
+
+    which is one at the node :math:`i` itself and zero in other trees. It is the scan of a one-hot
+    signal, so it takes linear time.
+
+    From `"GrootVL: Tree Topology is All You Need in State Space Model"
+    <https://arxiv.org/abs/2406.02395>`_, section 3.2, Eq. (4).
+
+    Args:
+        forest (Forest): The forest.
+        transition (Tensor): The transition of each node's edge to its parent, of shape
+            :obj:`[num_nodes]` or :obj:`[num_nodes, channels]`. Channels are averaged.
+        node (int): The node :math:`i` that listens.
+
+    Returns:
+        Tensor: The affinities, of shape :obj:`[num_nodes]`.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a shape does not fit or `node` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph import Forest
+        >>> from groot_graph.visualization import affinity_map
+        >>> forest = Forest(order=torch.tensor([0, 1, 2]), parent=torch.tensor([0, 0, 1]))
+        >>> affinity_map(forest, torch.tensor([1.0, 0.5, 0.5]), node=0)
+        tensor([1.0000, 0.5000, 0.2500])
+    """
+    check_floating("transition", transition)
+    if transition.dim() not in (1, 2):
+        raise ValueError(
+            "'transition' must have shape [num_nodes] or [num_nodes, channels], "
+            f"got {list(transition.shape)}"
+        )
+    check_forest(forest, transition.size(0), transition.device, "transition")
+    _check_node(node, forest)
+    transition = transition.detach().reshape(forest.num_nodes, -1)
+    signal = torch.zeros_like(transition)
+    signal[node] = 1
+    return tree_scan(signal, transition, forest).mean(dim=1)
+
+
+def plot_image_tree(
+    image: Tensor,
+    forest: Forest,
+    patch_size: int = 1,
+    color: str = "tab:orange",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws the tree of one image over it. Branches are the wider, the more nodes hang on them;
+    roots are marked by a ring.
+
+    Args:
+        image (Tensor): The image, of shape :obj:`[height, width]` or
+            :obj:`[channels, height, width]` with one, three or four channels, :obj:`uint8` or
+            floating point. Several channels are expected in :math:`[0, 1]`, one channel is
+            stretched from black to white.
+        forest (Forest): The forest of its pixels or patches, numbered row by row.
+        patch_size (int, optional): Side of the patches, in pixels. (default: :obj:`1`)
+        color (str, optional): The color of the tree. (default: :obj:`"tab:orange"`)
+        ax (matplotlib.axes.Axes, optional): Where to draw. (default: the current axes)
+
+    Returns:
+        matplotlib.axes.Axes: The axes drawn on.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the image and the forest do not fit.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> import torch
+        >>> from groot_graph.nn import TreeTopology
+        >>> from groot_graph.transforms import ImageToGraph
+        >>> from groot_graph.visualization import plot_image_tree
+        >>> image = torch.rand(3, 8, 8)
+        >>> data = ImageToGraph()(image)
+        >>> ax = plot_image_tree(image, TreeTopology()(data.x, data.edge_index))
+    """
+    plt = _import_pyplot()
+    from matplotlib.collections import LineCollection
+
+    image = _to_channels_last(image)
+    height, width = image.shape[0] // patch_size, image.shape[1] // patch_size
+    check_forest(forest, height * width, forest.device, "image")
+    parent = forest.parent.cpu()
+    node = torch.arange(height * width)
+    # imshow puts pixel centers on whole numbers.
+    y, x = ((place + 0.5) * patch_size - 0.5 for place in (node // width, node % width))
+    points = torch.stack([x, y], dim=1)
+    is_child = parent != node
+    segments = torch.stack([points, points[parent]], dim=1)[is_child]
+    share = _subtree_size(forest)[is_child] / (height * width)
+
+    ax = plt.gca() if ax is None else ax
+    ax.imshow(image.numpy(), cmap="gray", interpolation="nearest")
+    scale = _points_per_node(ax, max(height, width))
+    line_width = scale * (0.08 + 0.32 * share.sqrt())
+    ax.add_collection(
+        LineCollection(segments, linewidths=line_width, colors=color, capstyle="round")
+    )
+    roots = points[~is_child]
+    ax.scatter(
+        *roots.T, s=(0.5 * scale) ** 2, facecolors="white", edgecolors=color, zorder=3,
+        linewidths=0.12 * scale,
+    )  # fmt: skip
+    ax.set_axis_off()
+    return ax
+
+
+def plot_affinity(
+    affinity: Tensor,
+    height: int,
+    width: int,
+    node: int | None = None,
+    cmap: str = "magma",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws an affinity map as an image, dark at its least value and bright at its greatest, and
+    marks the node it belongs to.
+
+    Args:
+        affinity (Tensor): The affinities of :func:`affinity_map`, of shape
+            :obj:`[height * width]`.
+        height (int): The number of nodes in a column.
+        width (int): The number of nodes in a row.
+        node (int, optional): The node to mark by a cross. (default: :obj:`None`)
+        cmap (str, optional): The name of a colormap of matplotlib. (default: :obj:`"magma"`)
+        ax (matplotlib.axes.Axes, optional): Where to draw. (default: the current axes)
+
+    Returns:
+        matplotlib.axes.Axes: The axes drawn on.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the sizes do not fit.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> import torch
+        >>> from groot_graph.visualization import plot_affinity
+        >>> ax = plot_affinity(torch.rand(12), height=3, width=4, node=5)
+    """
+    plt = _import_pyplot()
+    check_floating("affinity", affinity)
+    if affinity.shape != (height * width,):
+        raise ValueError(
+            f"'affinity' must have shape [height * width] = [{height * width}], "
+            f"got {list(affinity.shape)}"
+        )
+    ax = plt.gca() if ax is None else ax
+    values = affinity.detach().float().cpu().view(height, width).numpy()
+    ax.imshow(values, cmap=cmap, interpolation="nearest")
+    if node is not None:
+        size = _points_per_node(ax, max(height, width))
+        ax.scatter(
+            node % width, node // width, s=(0.6 * size) ** 2, c="tab:cyan", marker="x",
+            linewidths=0.18 * size,
+        )  # fmt: skip
+    ax.set_axis_off()
+    return ax
+
+
+def _import_pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    return pyplot
+
+
+def _points_per_node(ax: "Axes", num_nodes: int) -> float:
+    """The side of one node of a square grid in typographic points, for sizes of lines and marks."""
+    box = ax.get_window_extent()
+    return min(box.width, box.height) * 72 / ax.figure.dpi / max(num_nodes, 1)
+
+
+def _subtree_size(forest: Forest) -> Tensor:
+    ones = torch.ones(forest.num_nodes, 1, device=forest.device)
+    return tree_scan(ones, ones, forest, direction="up").flatten().cpu()
+
+
+def _to_channels_last(image: Tensor) -> Tensor:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"'image' must be a torch.Tensor, got {type(image).__name__}")
+    if image.dim() not in (2, 3) or (image.dim() == 3 and image.size(0) not in (1, 3, 4)):
+        raise ValueError(
+            "'image' must have shape [height, width] or [1 or 3 or 4, height, width], "
+            f"got {list(image.shape)}"
+        )
+    image = image.detach().cpu()
+    if image.dim() == 2 or image.size(0) == 1:
+        return image.reshape(image.shape[-2:])
+    return image.permute(1, 2, 0)
+
+
+def _check_node(node: int, forest: Forest) -> None:
+    if isinstance(node, bool) or not isinstance(node, int):
+        raise TypeError(f"'node' must be an int, got {type(node).__name__}")
+    if not 0 <= node < forest.num_nodes:
+        raise ValueError(f"'node' must lie in [0, {forest.num_nodes - 1}], got {node}")

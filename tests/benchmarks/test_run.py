@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+
+import groot_graph
+from benchmarks.registry import all_rows
+from benchmarks.run import main
+
+
+@pytest.fixture(scope="module")
+def smoke_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    return folder / "results.json", folder / "size.png"
+
+
+@pytest.fixture(scope="module")
+def smoke_json(smoke_files):
+    results, plot = smoke_files
+    argv = ["--smoke", "--repeats", "1", "--json", str(results), "--plot", str(plot)]
+    assert main(argv) == 0
+    return json.loads(results.read_text())
+
+
+def test_smoke_run_has_every_row(smoke_json):
+    found = {(result["op"], result["row"]) for result in smoke_json["results"]}
+    assert found == {(row.op, row.name(smoke=True)) for row in all_rows()}
+
+
+def test_smoke_run_measures_and_judges_nothing(smoke_json):
+    assert {"cpu", "cores", "threads", "versions"} <= smoke_json["machine"].keys()
+    for result in smoke_json["results"]:
+        assert result["met"] is None
+        assert result["note"].startswith("not measured") or len(result["samples"]["ours"]) == 1
+
+
+def test_smoke_run_draws_the_plot(smoke_json, smoke_files):
+    assert smoke_files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_selected_rows_are_in_the_table(capsys):
+    argv = ["--smoke", "--repeats", "1", "--op", "tree_scan", "--row", "up, forward"]
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if "addcmul" in line] == [
+        "2x7x7 nodes, 5 channels, up, forward"
+    ]
+    assert f"torch {torch.__version__}" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--op", "nothing"], "invalid choice: 'nothing'"),
+        (["--row", "nothing"], "--row 'nothing' matches no row"),
+        (["--repeats", "0"], "must be at least 1, got 0"),
+        (["--op", "root_forest", "--plot", "size.png"], "--plot needs"),
+        (["--json", "no/such/folder.json"], "is not a directory"),
+    ],
+    ids=["op", "row", "repeats", "plot", "json"],
+)
+def test_bad_arguments_end_before_the_run(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_result_ends_the_run(monkeypatch, capsys):
+    right = groot_graph.minimum_spanning_forest
+    monkeypatch.setattr(groot_graph, "minimum_spanning_forest", lambda *args: ~right(*args))
+    assert main(["--smoke", "--op", "minimum_spanning_forest"]) == 1
+    captured = capsys.readouterr()
+    assert "total weight of the forest, ours and SciPy" in captured.err
+    assert captured.out == ""

@@ -1,0 +1,132 @@
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import groot_graph
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CUDA_FILES = sorted(path.name for path in (ROOT / "cuda").iterdir() if path.is_file())
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def run_python(code, *args, **kwargs):
+    command = [sys.executable, "-c", code, *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [("examples", "python examples/image_classification.py"), ("test", "pytest")],
+    ids=["main_job", "tests"],
+)
+def test_readme_command_has_its_own_block(extra, command):
+    line = f'pip install -c constraints.txt -e ".[{extra}]" && {command}\n'
+    assert blocks("bash").count(line) == 1
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=["layer", "operations"])
+def test_readme_code_prints_what_it_says(code, capsys):
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+
+
+def test_readme_links_exist():
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", README)
+    assert "docs/images/mnist5k.png" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert metadata.version("groot-graph") == groot_graph.__version__
+    assert citation["version"] == groot_graph.__version__
+    assert newest == groot_graph.__version__
+
+
+def test_citation_holds_what_the_format_requires():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == "MIT"
+    assert "2406.02395" in citation["references"][0]["url"]
+
+
+def requirements():
+    return [Requirement(line) for line in metadata.requires("groot-graph")]
+
+
+def test_required_dependencies():
+    required = {item.name for item in requirements() if item.marker is None}
+    assert required == {"torch", "torch-geometric", "numpy", "numba"}
+
+
+def test_constraints_pin_what_the_commands_install():
+    extras = ["", "examples", "benchmark", "test"]
+    named = {
+        item.name.lower()
+        for item in requirements()
+        if item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in extras)
+    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    assert named - {"groot-graph"} <= pins.keys()
+    assert pins["torch"] == "2.13.0"
+
+
+def test_kernel_sources_are_a_package():
+    installed = {path.name for path in files("groot_graph.cuda").iterdir()}
+    assert set(CUDA_FILES) <= installed
+
+
+def test_wheel_is_pure_and_holds_every_file(tmp_path):
+    source = tmp_path / "source"
+    without_caches = shutil.ignore_patterns("__pycache__")
+    for folder in ["groot_graph", "cuda"]:
+        shutil.copytree(ROOT / folder, source / folder, ignore=without_caches)
+    for name in ["setup.cfg", "pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source)
+
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    run_python(code, tmp_path, cwd=source)
+
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"groot_graph-{groot_graph.__version__}-py3-none-any.whl"
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "groot_graph").rglob("*.py")}
+    kernels = {f"groot_graph/cuda/{name}" for name in CUDA_FILES}
+    assert modules | kernels <= set(ZipFile(wheel).namelist())
+
+
+def test_cuda_folder_does_not_hide_the_cuda_packages_of_others(tmp_path):
+    (tmp_path / "cuda" / "pathfinder").mkdir(parents=True)
+    (tmp_path / "cuda" / "pathfinder" / "__init__.py").write_text("found = True")
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); import cuda; from cuda.pathfinder import found;"
+        "print(cuda.__file__)"
+    )
+    assert run_python(code, tmp_path, cwd=ROOT).strip() == str(ROOT / "cuda" / "__init__.py")
+
+
+def test_import_needs_no_heavy_package():
+    # None in sys.modules refuses the import: PyG takes some of these where they are installed.
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]));"
+        "import groot_graph; print(groot_graph.__version__)"
+    )
+    heavy = ["cupy", "matplotlib", "numba", "pandas", "scipy", "sklearn", "transformers"]
+    assert run_python(code, *heavy).strip() == groot_graph.__version__

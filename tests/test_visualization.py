@@ -1,0 +1,129 @@
+import sys
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+from groot_graph import Forest  # noqa: E402
+from groot_graph.visualization import affinity_map, plot_affinity, plot_image_tree  # noqa: E402
+
+
+@pytest.fixture
+def forest():
+    # 3 - 1 - 0 - 2 - 4 and 5 alone, on a grid of two rows and three columns
+    return Forest(torch.tensor([0, 1, 3, 2, 4, 5]), torch.tensor([0, 0, 0, 1, 2, 5]))
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots(figsize=(3, 2))
+    yield ax
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (0, [1, 0.5, 0.25, 0.25, 0.125, 0]),
+        (3, [0.25, 0.5, 0.0625, 1, 0.03125, 0]),
+        (5, [0, 0, 0, 0, 0, 1]),
+    ],
+)
+def test_affinity_is_the_product_along_the_path(forest, node, expected):
+    transition = torch.tensor([9.0, 0.5, 0.25, 0.5, 0.5, 9.0])
+    assert affinity_map(forest, transition, node).tolist() == expected
+
+
+def test_affinity_averages_channels(forest):
+    transition = torch.rand(6, 2)
+    each = [affinity_map(forest, transition[:, channel], 4) for channel in (0, 1)]
+    torch.testing.assert_close(affinity_map(forest, transition, 4), (each[0] + each[1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("transition", "node", "error", "message"),
+    [
+        ([0.5], 0, TypeError, "'transition' must be a torch.Tensor, got list"),
+        (torch.ones(6).long(), 0, TypeError, "'transition' must .*got torch.int64"),
+        (torch.ones(6, 1, 1), 0, ValueError, r"'transition' .*got \[6, 1, 1\]"),
+        (torch.ones(5), 0, ValueError, "'forest' must have as many nodes"),
+        (torch.ones(6), 6, ValueError, r"'node' must lie in \[0, 5\], got 6"),
+        (torch.ones(6), -1, ValueError, r"'node' must lie in \[0, 5\], got -1"),
+        (torch.ones(6), 1.0, TypeError, "'node' must be an int, got float"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_affinity_refuses_bad_input(forest, transition, node, error, message):
+    with pytest.raises(error, match=message):
+        affinity_map(forest, transition, node)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.rand(2, 3),
+        torch.rand(1, 2, 3),
+        torch.rand(3, 2, 3),
+        torch.randint(255, (4, 2, 3)).byte(),
+    ],
+    ids=lambda image: str(list(image.shape)),
+)
+def test_image_tree_draws_every_edge(forest, ax, image):
+    assert plot_image_tree(image, forest, ax=ax) is ax
+    ax.figure.canvas.draw()
+    lines, roots = ax.collections
+    drawn = {tuple(map(tuple, segment.tolist())) for segment in lines.get_segments()}
+    point = {node: (float(node % 3), float(node // 3)) for node in range(6)}
+    assert drawn == {(point[i], point[p]) for i, p in [(1, 0), (2, 0), (3, 1), (4, 2)]}
+    assert roots.get_offsets().tolist() == [[0, 0], [2, 1]]
+    # The branch at node 1 carries two nodes, the one at node 3 only itself.
+    assert lines.get_linewidths()[0] > lines.get_linewidths()[2]
+
+
+def test_image_tree_of_patches(forest, ax):
+    plot_image_tree(torch.rand(3, 8, 12), forest, patch_size=4, ax=ax)
+    assert ax.collections[1].get_offsets().tolist() == [[1.5, 1.5], [9.5, 5.5]]
+
+
+def test_affinity_plot(ax):
+    affinity = torch.arange(6.0) / 6
+    assert plot_affinity(affinity, 2, 3, node=4, ax=ax) is ax
+    ax.figure.canvas.draw()
+    torch.testing.assert_close(torch.tensor(ax.images[0].get_array().data), affinity.view(2, 3))
+    assert ax.collections[0].get_offsets().tolist() == [[1, 1]]
+
+
+def test_current_axes_are_the_default(forest, ax):
+    plt.sca(ax)
+    assert plot_image_tree(torch.rand(2, 3), forest) is ax
+    assert plot_affinity(torch.rand(6), 2, 3) is ax
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (None, TypeError, "'image' must be a torch.Tensor, got NoneType"),
+        (torch.rand(2, 2, 3), ValueError, r"'image' must have shape .*got \[2, 2, 3\]"),
+        (torch.rand(6), ValueError, r"got \[6\]"),
+        (torch.rand(3, 3), ValueError, "'forest' must have as many nodes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_image_tree_refuses_bad_input(forest, ax, image, error, message):
+    with pytest.raises(error, match=message):
+        plot_image_tree(image, forest, ax=ax)
+
+
+def test_affinity_plot_refuses_bad_input(ax):
+    with pytest.raises(ValueError, match=r"\[height \* width\] = \[6\], got \[5\]"):
+        plot_affinity(torch.rand(5), 2, 3, ax=ax)
+
+
+def test_matplotlib_is_asked_for_only_where_needed(forest, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert affinity_map(forest, torch.ones(6), 0).tolist() == [1, 1, 1, 1, 1, 0]
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        plot_image_tree(torch.rand(2, 3), forest)

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.loader import DataLoader
+from torch_geometric.transforms import Compose
+
+from groot_graph import Forest, tree_scan
+from groot_graph.nn import TreeTopology
+from groot_graph.transforms import ImageToGraph, PointsToGraph, TextToGraph, ToSpanningForest
+
+
+def random_graph(num_nodes, num_edges, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Data(
+        x=torch.rand(num_nodes, 4, generator=generator),
+        edge_index=torch.randint(num_nodes, (2, num_edges), generator=generator),
+        edge_attr=torch.arange(num_edges),
+        y=torch.tensor([seed]),
+    )
+
+
+def test_repr():
+    assert str(ToSpanningForest()).startswith("ToSpanningForest(TreeTopology(metric=cosine")
+
+
+def test_by_hand():
+    data = Data(
+        x=torch.zeros(4, 1),
+        edge_index=torch.tensor([[0, 1, 2, 2, 1, 3], [1, 2, 0, 2, 0, 3]]),
+        edge_weight=torch.tensor([1.0, 3.0, 2.0, 0.0, 1.0, 0.0]),
+        edge_attr=torch.arange(6),
+    )
+    out = ToSpanningForest()(data)
+    assert out.edge_index.tolist() == [[0, 2, 1], [1, 0, 0]]
+    assert out.edge_attr.tolist() == [0, 2, 4]
+    assert out.edge_weight.tolist() == [1, 2, 1]
+    assert out.parent_index.tolist() == [0, 0, 0, 3]
+    assert data.num_edges == 6
+    assert "parent_index" not in data
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tree": "max"}, {"root": "last"}, {"metric": "manhattan"}]
+)
+def test_it_is_the_forest_of_the_topology(options):
+    data = random_graph(31, 60)
+    out = ToSpanningForest(**options)(data)
+    forest = TreeTopology(**options)(data.x, data.edge_index)
+    assert out.order_index.equal(forest.order)
+    assert out.parent_index.equal(forest.parent)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7)], ids=str)
+def test_an_undirected_graph_stays_one(size):
+    transform = Compose([ImageToGraph(8), ToSpanningForest(metric="euclidean")])
+    data = transform(torch.rand(3, *size))
+    assert data.num_edges == 2 * (data.num_nodes - 1)
+    assert data.is_undirected()
+
+
+def test_as_many_edges_as_nodes():
+    # A ring: attributes of nodes and of edges have the same length.
+    data = Data(
+        x=torch.tensor([[0.0], [1.0], [3.0], [9.0]]),
+        edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]),
+        edge_attr=torch.arange(4),
+    )
+    out = ToSpanningForest(metric="euclidean")(data)
+    assert out.x.shape == (4, 1)
+    assert out.edge_attr.tolist() == [0, 1, 2]
+    assert out.parent_index.tolist() == [0, 0, 1, 2]
+
+
+def test_the_forest_of_a_batch():
+    graphs = [random_graph(7, 9, 1), random_graph(1, 0, 2), random_graph(12, 30, 3)]
+    graphs = [ToSpanningForest()(graph) for graph in graphs]
+    (batch,) = DataLoader(graphs, batch_size=3)
+    forest = Forest(batch.order_index, batch.parent_index)
+    x, transition = batch.x, batch.x.flip(1)
+    h = tree_scan(x, transition, forest)
+    for graph, part in zip(graphs, batch.ptr.unfold(0, 2, 1).tolist(), strict=True):
+        alone = Forest(graph.order_index, graph.parent_index)
+        expected = tree_scan(graph.x, graph.x.flip(1), alone)
+        torch.testing.assert_close(h[slice(*part)], expected, rtol=0, atol=0)
+
+
+class Graphs(torch.utils.data.Dataset):
+    def __init__(self):
+        self.transform = ToSpanningForest()
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.transform(random_graph(9, 16, index))
+
+
+def test_a_dataset_in_forked_workers():
+    expected = [Graphs()[index].parent_index for index in range(4)]
+    options = {"num_workers": 2, "multiprocessing_context": "fork"}
+    batches = list(DataLoader(Graphs(), batch_size=1, **options))
+    assert [b.parent_index.tolist() for b in batches] == [e.tolist() for e in expected]
+
+
+def test_after_the_other_transforms():
+    text = Compose([TextToGraph(), ToSpanningForest(root="last")])(torch.rand(6, 4))
+    assert text.order_index[0] == 5
+    points = Compose([PointsToGraph(k=3), ToSpanningForest("euclidean")])(torch.rand(9, 2))
+    assert points.parent_index.shape == (9,)
+
+
+def test_no_edges():
+    out = ToSpanningForest()(random_graph(3, 0))
+    assert out.parent_index.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (torch.rand(3, 2), TypeError, "'data' must be a Data, got Tensor"),
+        (HeteroData(), TypeError, "'data' must be a Data, got HeteroData"),
+        (Data(x=torch.rand(3, 1)), ValueError, r"carry 'edge_index', got \['x'\]"),
+        (Data(edge_index=torch.zeros(2, 0).long()), ValueError, "carry 'x'"),
+        (
+            Data(x=torch.rand(2, 1), edge_index=torch.tensor([[0], [2]])),
+            ValueError,
+            "'edge_index'",
+        ),
+        (
+            Data(
+                x=torch.rand(2, 1),
+                edge_index=torch.tensor([[0], [1]]),
+                edge_weight=torch.tensor([torch.nan]),
+            ),
+            ValueError,
+            "'edge_weight'.*NaN",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input(data, error, message):
+    with pytest.raises(error, match=message):
+        ToSpanningForest()(data)
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match="'tree' must be one of"):
+        ToSpanningForest(tree="widest")
