@@ -16,15 +16,17 @@ from benchmarks.registry import NotMeasuredError, ResultsDifferError
 
 MIN_REPEATS = 3
 SECONDS_PER_ROW = 30.0
+# GNU OpenMP's threads, which are PyTorch's, spin for some 10 ms after their work before they sleep.
+LEAD_IN_SECONDS = 0.03
 
 
 def interleave(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
     """Seconds of every call, taken in turns: one round times each of them once.
 
-    An untimed call stands before every timed one: it compiles, it brings back the caches that the
-    neighbours have emptied, and it outlasts the neighbours' threads, which wait by spinning. Rounds
-    stop after :obj:`repeats`, or as soon as the row has taken :obj:`SECONDS_PER_ROW` and has
-    :obj:`MIN_REPEATS` of them.
+    Untimed calls stand before every timed one, for :obj:`LEAD_IN_SECONDS` and at least one: they
+    compile, bring back the caches that the neighbours have emptied, and outlast the neighbours'
+    threads, which wait by spinning. Rounds stop after :obj:`repeats`, or as soon as the row has
+    taken :obj:`SECONDS_PER_ROW` and has :obj:`MIN_REPEATS` of them.
     """
     samples = {name: [] for name in calls}
     start = time.perf_counter()
@@ -33,9 +35,16 @@ def interleave(calls: dict[str, Callable], repeats: int) -> dict[str, list[float
             if done >= MIN_REPEATS and time.perf_counter() - start > SECONDS_PER_ROW:
                 break
             for name, call in calls.items():
-                call()
+                _lead_in(call)
                 samples[name].append(_seconds(call))
     return samples
+
+
+def _lead_in(call: Callable) -> None:
+    start = time.perf_counter()
+    call()
+    while time.perf_counter() - start < LEAD_IN_SECONDS:
+        call()
 
 
 def _seconds(call: Callable) -> float:

@@ -119,32 +119,20 @@ def _gradients(output: torch.Tensor, grad: torch.Tensor, leaves: dict[str, torch
 
 @row(TITLE + "peak extra memory of forward", cost(goal=1 / 8), FULL, SMOKE)
 def memory(repeats: int, tokens: int, channels: int, states: int) -> list[Measurement]:
-    """Bytes beyond operands and output, each time in a fresh process, against [N, D, S]."""
-    sizes = (tokens, channels, states)
-    ours = [in_fresh_process(_extra_memory, "ours", *sizes) for _ in range(min(repeats, 3))]
-    full_state = 4 * tokens * channels * states
-    return [
-        Measurement(
-            ours=ours,
-            peers={"[N, D, S] in float32": [full_state]},
-            unit="B",
-            note=_peer_memory_note(sizes),
-        )
-    ]
-
-
-def _peer_memory_note(sizes: tuple[int, int, int]) -> str:
-    try:
-        extra = in_fresh_process(_extra_memory, "peer", *sizes)
-    except NotMeasuredError:
-        return ""
-    return f"{PEER} takes {quantity(extra, 'B')}"
+    """Bytes beyond operands and output, in a fresh process, against [N, D, S]."""
+    ours, peer = in_fresh_process(_extra_memory, tokens, channels, states)
+    full_state = {"[N, D, S] in float32": [4 * tokens * channels * states]}
+    note = "" if peer is None else f"{PEER} takes {quantity(peer, 'B')}"
+    return [Measurement([ours], full_state, unit="B", note=note)]
 
 
 @torch.no_grad()
-def _extra_memory(which: str, tokens: int, channels: int, states: int) -> int:
-    small = _operands(*WARM_UP, states)
-    small.ours() if which == "ours" else small.peer()()
-    operands = _operands(tokens, channels, states)
-    call = operands.ours if which == "ours" else operands.peer()
-    return peak_extra_memory(call)
+def _extra_memory(tokens: int, channels: int, states: int) -> tuple[int, int | None]:
+    small, large = _operands(*WARM_UP, states), _operands(tokens, channels, states)
+    small.ours()
+    ours = peak_extra_memory(large.ours)
+    try:
+        small.peer()()
+    except NotMeasuredError:
+        return ours, None
+    return ours, peak_extra_memory(large.peer())

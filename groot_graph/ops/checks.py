@@ -87,11 +87,23 @@ def check_num_nodes(num_nodes) -> None:
         raise ValueError(f"'num_nodes' must not be negative, got {num_nodes}")
 
 
+def readable(tensor: Tensor):
+    r"""The tensor, on the CPU as a NumPy array.
+
+    NumPy reads on the calling thread. PyTorch would wake its other threads, and wait for them for
+    longer than reading takes where they have to share a core.
+    """
+    if tensor.device.type != "cpu":
+        return tensor
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+
+
 def check_node_range(edge_index: Tensor, num_nodes: int) -> None:
     r"""Reads the values: every node number lies in [0, num_nodes)."""
     if edge_index.numel() == 0:
         return
-    lowest, highest = (int(bound) for bound in edge_index.aminmax())
+    values = readable(edge_index)
+    lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= num_nodes:
         found = lowest if lowest < 0 else highest
         raise ValueError(

@@ -11,7 +11,7 @@ from numba.core import cgutils, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
-VECTOR_BITS = 512
+VECTOR_BITS = 1024
 
 
 class Vector(types.Type):

@@ -5,13 +5,23 @@ from benchmarks import measure
 from benchmarks.registry import NotMeasuredError, ResultsDifferError
 
 
-def test_interleave_takes_turns_with_an_untimed_call_before_each_timed_one():
+def test_interleave_takes_turns_with_an_untimed_call_before_each_timed_one(monkeypatch):
+    monkeypatch.setattr(measure, "LEAD_IN_SECONDS", 0.0)
     calls = []
     samples = measure.interleave(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2
     )
     assert "".join(calls) == "aabbaabb"
     assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2}
+
+
+def test_lead_in_goes_on_for_its_time(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(measure, "LEAD_IN_SECONDS", 3)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    calls = []
+    measure._lead_in(lambda: calls.append("untimed"))
+    assert len(calls) == 3
 
 
 def test_interleave_stops_early_but_not_below_the_least(monkeypatch):

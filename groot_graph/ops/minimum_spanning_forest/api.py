@@ -9,6 +9,7 @@ from groot_graph.ops.checks import (
     check_num_nodes,
     check_shape,
     check_tensor,
+    readable,
     values_are_checked,
 )
 from groot_graph.ops.dispatch import implementation
@@ -89,7 +90,8 @@ def _(edge_index, edge_weight, num_nodes):
 
 
 def _check_not_nan(edge_weight: Tensor) -> None:
-    is_nan = edge_weight.isnan()
+    values = readable(edge_weight)
+    is_nan = values != values
     if is_nan.any():
-        edge = int(is_nan.nonzero()[0])
+        edge = int(is_nan.nonzero()[0][0])
         raise ValueError(f"'edge_weight' must not hold NaN, got NaN at edge {edge}")

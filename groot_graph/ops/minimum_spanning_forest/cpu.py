@@ -19,6 +19,7 @@ SAMPLE_SIZE = 1024
 
 # The kernels number nodes and edges with 32 bits, and pack an edge's key and place into 64.
 MOST = 2**31 - 1
+LOWEST = np.int32(-(2**31))
 NONE = np.int64(2**63 - 1)
 PLACE_BITS = np.int64(32)
 PLACE_MASK = np.int64(2**32 - 1)
@@ -32,37 +33,47 @@ def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nod
             f"got {num_edges} and {num_nodes}"
         )
     source, target = edge_index.contiguous().numpy()
-    key = _order_preserving_key(edge_weight).contiguous().numpy()
+    weight, is_float = _comparable(edge_weight)
     edge_mask = np.zeros(num_edges, np.bool_)
     edges, heavy_edges = (np.empty((4, num_edges), np.int32) for _ in range(2))
     best = np.empty(num_nodes, np.int64)
     label, component = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
-    _forest(source, target, key, edge_mask, edges, heavy_edges, best, label, component)
+    _forest(source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component)
     return torch.from_numpy(edge_mask)
 
 
-def _order_preserving_key(edge_weight: Tensor) -> Tensor:
-    r"""An int32 for every weight that compares as the weights do."""
+def _comparable(edge_weight: Tensor) -> tuple[np.ndarray, bool]:
+    r"""32 bits for every weight that compare as the weights do, and whether they are a float32."""
     if edge_weight.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        # Adding zero makes -0 the same as 0; the lower bits of negative floats count downwards.
-        bits = (edge_weight.float() + 0.0).view(torch.int32)
-        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        return edge_weight.float().contiguous().numpy().view(np.int32), True
     if edge_weight.dtype in (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32):
-        return edge_weight.int()
+        return edge_weight.int().contiguous().numpy(), False
     if edge_weight.dtype == torch.uint32:
         edge_weight = edge_weight.long()
-    by_weight = edge_weight.sort(stable=True).indices
-    rank = torch.empty(len(by_weight), dtype=torch.int32)
-    rank[by_weight] = torch.arange(len(by_weight), dtype=torch.int32)
-    return rank
+    by_weight = edge_weight.sort(stable=True).indices.numpy()
+    rank = np.empty(len(by_weight), np.int32)
+    rank[by_weight] = np.arange(len(by_weight), dtype=np.int32)
+    return rank, False
+
+
+@njit(forceinline=True)
+def _key(bits, is_float):
+    r"""An int32 that compares as the weight does; the lower bits of negative floats count down."""
+    if not is_float or bits >= 0:
+        return bits
+    # -0 is 0.
+    return bits ^ np.int32(0x7FFFFFFF) if bits != LOWEST else np.int32(0)
 
 
 @njit(cache=True, nogil=True)
-def _forest(source, target, key, edge_mask, edges, heavy_edges, best, label, component):
+def _forest(
+    source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component
+):
     num_edges = 0
     for edge in range(len(source)):
         if source[edge] != target[edge]:
-            _put(edges, num_edges, source[edge], target[edge], key[edge], edge)
+            key = _key(weight[edge], is_float)
+            _put(edges, num_edges, source[edge], target[edge], key, edge)
             num_edges += 1
 
     num_components = len(best)
@@ -73,10 +84,10 @@ def _forest(source, target, key, edge_mask, edges, heavy_edges, best, label, com
         joined = _join(edges, num_light, num_components, edge_mask, best, label, component)
         num_edges = 0
         for place in range(num_heavy):
-            first, second, key_of_edge, edge = _get(heavy_edges, place)
+            first, second, key, edge = _get(heavy_edges, place)
             first, second = component[first], component[second]
             if first != second:
-                _put(edges, num_edges, first, second, key_of_edge, edge)
+                _put(edges, num_edges, first, second, key, edge)
                 num_edges += 1
         num_components = joined
 

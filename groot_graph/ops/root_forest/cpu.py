@@ -14,8 +14,10 @@ def root_forest_cpu(
     num_nodes: int,
     root: "str | Tensor" = "first",
 ) -> tuple[Tensor, Tensor]:
-    kept = edge_index if edge_mask is None else edge_index[:, edge_mask]
-    source, target = kept.contiguous().numpy()
+    source, target = edge_index.contiguous().numpy()
+    if edge_mask is not None:
+        is_kept = edge_mask.numpy()
+        source, target = source[is_kept], target[is_kept]
     number = np.int32 if max(num_nodes, 2 * len(source)) < 2**31 else np.int64
     start, neighbor = np.zeros(num_nodes + 1, number), np.empty(2 * len(source), number)
     _fill_adjacency(source, target, start, neighbor)

@@ -65,9 +65,21 @@ def _unit(forest, channels, width, unit):
 
 
 @njit(forceinline=True)
+def _after_whole_vectors(rows, first, last):
+    r"""The channel after the last whole vector: only what follows needs a mask."""
+    return last - (last - first) % lanes(rows)
+
+
+@njit(forceinline=True)
 def _copy(source, target, row, first, last):
-    for channel in range(first, last, lanes(target)):
-        store(target, row + channel, last - channel, load(source, row + channel, last - channel))
+    def at(channel, count):
+        store(target, row + channel, count, load(source, row + channel, count))
+
+    tail = _after_whole_vectors(target, first, last)
+    for channel in range(first, tail, lanes(target)):
+        at(channel, lanes(target))
+    if tail < last:
+        at(tail, last - tail)
 
 
 @njit(forceinline=True)
@@ -79,10 +91,17 @@ def _clear(target, row, first, last):
 @njit(forceinline=True)
 def _add_to_parent(transition, child, base, target, row, above, first, last):
     r"""target_p = base_p + a_i child_i."""
-    for channel in range(first, last, lanes(target)):
-        own, parent, count = row + channel, above + channel, last - channel
+
+    def at(channel, count):
+        own, parent = row + channel, above + channel
         a, value = load(transition, own, count), load(child, own, count)
         store(target, parent, count, multiply_add(a, value, load(base, parent, count)))
+
+    tail = _after_whole_vectors(target, first, last)
+    for channel in range(first, tail, lanes(target)):
+        at(channel, lanes(target))
+    if tail < last:
+        at(tail, last - tail)
 
 
 @njit(forceinline=True)
@@ -102,25 +121,33 @@ def _pass_up(flag, x, transition, xi, row, above, first, last):
 @njit(forceinline=True)
 def _take_from_parent(xi, transition, h, row, above, first, last):
     r"""h_i = ξ_i + a_i (h_p − a_i ξ_i)."""
-    for channel in range(first, last, lanes(h)):
-        own, parent, count = row + channel, above + channel, last - channel
+
+    def at(channel, count):
+        own, parent = row + channel, above + channel
         a, value = load(transition, own, count), load(xi, own, count)
         outside = subtract_product(load(h, parent, count), a, value)
         store(h, own, count, multiply_add(a, outside, value))
 
+    tail = _after_whole_vectors(h, first, last)
+    for channel in range(first, tail, lanes(h)):
+        at(channel, lanes(h))
+    if tail < last:
+        at(tail, last - tail)
+
 
 @njit(cache=True, nogil=True)
 def _both(first_unit, last_unit, forest, channels, width, x, transition, h):
+    order, places_above, flags, _ = forest
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
-            node, flag = forest.order[place], forest.flags[place]
+            node, flag = order[place], flags[place]
             if not flag & ROOT:
-                row, above = node * channels, forest.order[forest.above[place]] * channels
+                row, above = node * channels, order[places_above[place]] * channels
                 _pass_up(flag, x, transition, h, row, above, first, last)
         for place in range(start, stop):
-            node, flag = forest.order[place], forest.flags[place]
-            row, above = node * channels, forest.order[forest.above[place]] * channels
+            node, flag = order[place], flags[place]
+            row, above = node * channels, order[places_above[place]] * channels
             if flag & ROOT:
                 if flag & LEAF:
                     _copy(x, h, row, first, last)
@@ -132,11 +159,12 @@ def _both(first_unit, last_unit, forest, channels, width, x, transition, h):
 
 @njit(cache=True, nogil=True)
 def _up(first_unit, last_unit, forest, channels, width, x, transition, xi):
+    order, places_above, flags, _ = forest
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
-            node, flag = forest.order[place], forest.flags[place]
-            row, above = node * channels, forest.order[forest.above[place]] * channels
+            node, flag = order[place], flags[place]
+            row, above = node * channels, order[places_above[place]] * channels
             if flag & LEAF:
                 _copy(x, xi, row, first, last)
             if not flag & ROOT:
@@ -145,12 +173,13 @@ def _up(first_unit, last_unit, forest, channels, width, x, transition, xi):
 
 @njit(cache=True, nogil=True)
 def _down(first_unit, last_unit, forest, channels, width, x, transition, h):
+    order, places_above, flags, _ = forest
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(start, stop):
-            node = forest.order[place]
-            row, above = node * channels, forest.order[forest.above[place]] * channels
-            if forest.flags[place] & ROOT:
+            node = order[place]
+            row, above = node * channels, order[places_above[place]] * channels
+            if flags[place] & ROOT:
                 _copy(x, h, row, first, last)
             else:
                 _add_from_parent(x, transition, h, row, above, first, last)
@@ -159,19 +188,31 @@ def _down(first_unit, last_unit, forest, channels, width, x, transition, h):
 @njit(forceinline=True)
 def _add_from_parent(x, transition, h, row, above, first, last):
     r"""h_i = x_i + a_i h_p."""
-    for channel in range(first, last, lanes(h)):
-        own, parent, count = row + channel, above + channel, last - channel
+
+    def at(channel, count):
+        own, parent = row + channel, above + channel
         a, value = load(transition, own, count), load(x, own, count)
         store(h, own, count, multiply_add(a, load(h, parent, count), value))
+
+    tail = _after_whole_vectors(h, first, last)
+    for channel in range(first, tail, lanes(h)):
+        at(channel, lanes(h))
+    if tail < last:
+        at(tail, last - tail)
 
 
 @njit(forceinline=True)
 def _multiply_rows(left, left_row, right, right_row, target, row, first, last):
-    for channel in range(first, last, lanes(target)):
-        count = last - channel
+    def at(channel, count):
         left_value = load(left, left_row + channel, count)
         right_value = load(right, right_row + channel, count)
         store(target, row + channel, count, multiply(left_value, right_value))
+
+    tail = _after_whole_vectors(target, first, last)
+    for channel in range(first, tail, lanes(target)):
+        at(channel, lanes(target))
+    if tail < last:
+        at(tail, last - tail)
 
 
 @njit(cache=True, nogil=True)
@@ -179,12 +220,13 @@ def _up_backward(
     first_unit, last_unit, forest, channels, width, grad, transition, xi, grad_x, grad_transition
 ):
     r"""x̄_i = ḡ_i + a_i x̄_p,  ā_i = x̄_p ξ_i."""
+    order, places_above, flags, _ = forest
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(start, stop):
-            node = forest.order[place]
-            row, above = node * channels, forest.order[forest.above[place]] * channels
-            if forest.flags[place] & ROOT:
+            node = order[place]
+            row, above = node * channels, order[places_above[place]] * channels
+            if flags[place] & ROOT:
                 _copy(grad, grad_x, row, first, last)
                 _clear(grad_transition, row, first, last)
             else:
@@ -197,11 +239,12 @@ def _down_backward(
     first_unit, last_unit, forest, channels, width, grad, transition, h, grad_x, grad_transition
 ):
     r"""x̄_i = ḡ_i + Σ a_c x̄_c,  ā_i = x̄_i h_p."""
+    order, places_above, flags, _ = forest
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
-            node, flag = forest.order[place], forest.flags[place]
-            row, above = node * channels, forest.order[forest.above[place]] * channels
+            node, flag = order[place], flags[place]
+            row, above = node * channels, order[places_above[place]] * channels
             if flag & LEAF:
                 _copy(grad, grad_x, row, first, last)
             if flag & ROOT:
@@ -227,16 +270,17 @@ def _both_backward(
 ):
     r"""γ = up(ḡ) and ξ = up(x), held in the outputs until the walk down turns them into Γ and ā."""
     gamma, xi = grad_x, grad_transition
+    order, places_above, flags, _ = forest
     for unit in range(first_unit, last_unit):
         start, stop, first, last = _unit(forest, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
-            node, flag = forest.order[place], forest.flags[place]
+            node, flag = order[place], flags[place]
             if not flag & ROOT:
-                row, above = node * channels, forest.order[forest.above[place]] * channels
+                row, above = node * channels, order[places_above[place]] * channels
                 _pass_both_up(flag, x, xi, grad, gamma, transition, row, above, first, last)
         for place in range(start, stop):
-            node, flag = forest.order[place], forest.flags[place]
-            row, above = node * channels, forest.order[forest.above[place]] * channels
+            node, flag = order[place], flags[place]
+            row, above = node * channels, order[places_above[place]] * channels
             if flag & ROOT:
                 if flag & LEAF:
                     _copy(grad, grad_x, row, first, last)
@@ -267,20 +311,27 @@ def _pass_both_up(flag, x, xi, grad, gamma, transition, row, above, first, last)
 
 @njit(forceinline=True)
 def _add_both(transition, child, grad_child, base, grad_base, xi, gamma, row, above, first, last):
-    for channel in range(first, last, lanes(xi)):
-        own, parent, count = row + channel, above + channel, last - channel
+    def at(channel, count):
+        own, parent = row + channel, above + channel
         a = load(transition, own, count)
         value = multiply_add(a, load(child, own, count), load(base, parent, count))
         grad_value = multiply_add(a, load(grad_child, own, count), load(grad_base, parent, count))
         store(xi, parent, count, value)
         store(gamma, parent, count, grad_value)
 
+    tail = _after_whole_vectors(xi, first, last)
+    for channel in range(first, tail, lanes(xi)):
+        at(channel, lanes(xi))
+    if tail < last:
+        at(tail, last - tail)
+
 
 @njit(forceinline=True)
 def _take_gradients(xi, gamma, transition, h, grad_x, grad_transition, row, above, first, last):
     r"""ā_i = γ_i (h_p − a_i ξ_i) + ξ_i (Γ_p − a_i γ_i),  Γ_i = γ_i + a_i (Γ_p − a_i γ_i)."""
-    for channel in range(first, last, lanes(grad_x)):
-        own, parent, count = row + channel, above + channel, last - channel
+
+    def at(channel, count):
+        own, parent = row + channel, above + channel
         a = load(transition, own, count)
         value, grad_value = load(xi, own, count), load(gamma, own, count)
         outside = subtract_product(load(h, parent, count), a, value)
@@ -288,3 +339,9 @@ def _take_gradients(xi, gamma, transition, h, grad_x, grad_transition, row, abov
         slope = multiply_add(grad_value, outside, multiply(value, grad_outside))
         store(grad_transition, own, count, slope)
         store(grad_x, own, count, multiply_add(a, grad_outside, grad_value))
+
+    tail = _after_whole_vectors(grad_x, first, last)
+    for channel in range(first, tail, lanes(grad_x)):
+        at(channel, lanes(grad_x))
+    if tail < last:
+        at(tail, last - tail)
