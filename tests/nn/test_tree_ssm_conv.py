@@ -319,11 +319,14 @@ def train_on_one_rank(rank: int, folder: str) -> None:
     model(x, edge_index).square().mean().backward()
     grads = {name: parameter.grad for name, parameter in conv.named_parameters()}
     torch.save(grads, f"{folder}/{rank}.pt")
+    # A model that outlives its group can take the group down with it and wait for its thread forever.
+    del model
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def test_distributed_data_parallel(tmp_path):
-    torch.multiprocessing.spawn(train_on_one_rank, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(train_on_one_rank, (str(tmp_path),), nprocs=2, daemon=True)
     (conv, *graph), (_, *other_graph) = seeded_conv_and_graph(0), seeded_conv_and_graph(1)
     loss = conv(*graph).square().mean() + conv(*other_graph).square().mean()
     (loss / 2).backward()
