@@ -201,7 +201,7 @@ def test_compile(state_norm):
         ("dt_rank", "full", ValueError, "'dt_rank' must be one of .*'auto'.*, got 'full'"),
         ("dt_rank", None, TypeError, "'dt_rank' must be an int, got NoneType"),
         ("direction", "left", ValueError, "'direction' must be one of .*'up'.*, got 'left'"),
-        ("direction", 1, TypeError, "'direction' must be a str, got int"),
+        ("direction", 1, TypeError, "'direction' must be one of .*'up'.*, got int"),
         ("state_norm", 1, TypeError, "'state_norm' must be a bool, got int"),
         ("dt_min", 0.0, ValueError, "'dt_min' must be positive and finite, got 0.0"),
         ("dt_min", 0.2, ValueError, "'dt_min' must not exceed 'dt_max', 0.1, got 0.2"),
