@@ -319,7 +319,7 @@ def train_on_one_rank(rank: int, folder: str) -> None:
     model(x, edge_index).square().mean().backward()
     grads = {name: parameter.grad for name, parameter in conv.named_parameters()}
     torch.save(grads, f"{folder}/{rank}.pt")
-    # A model that outlives its group can take the group down with it and wait for its thread forever.
+    # A model that outlives its group may wait for the thread of the group forever.
     del model
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
