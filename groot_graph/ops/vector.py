@@ -1,4 +1,4 @@
-r"""SIMD vectors for Numba kernels: 16 float32 or 8 float64 channels of one row at a time.
+r"""SIMD vectors for Numba kernels: 32 float32 or 16 float64 channels of one row at a time.
 
 Numba cannot be told that rows do not overlap, so its own loops over a few hundred channels spend
 their time on overlap checks. Loads and stores of whole vectors need none.
@@ -11,6 +11,8 @@ from numba.core import cgutils, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
+# Two of the widest registers, so that one's arithmetic hides the other's latency; LLVM splits them
+# where registers are narrower.
 VECTOR_BITS = 1024
 
 

@@ -30,7 +30,7 @@ from groot_graph.ops.vector import (
 )
 from groot_graph.ops.walk import LAST, LEAF, ROOT, walk
 
-# Whole vectors in float32 and float64; two of them keep the arithmetic units busy.
+# One vector in float32, two in float64.
 CHANNELS_PER_BLOCK = 32
 
 UP, DOWN, BOTH = range(3)
