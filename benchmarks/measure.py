@@ -16,7 +16,7 @@ from benchmarks.registry import NotMeasuredError, ResultsDifferError
 
 MIN_REPEATS = 3
 SECONDS_PER_ROW = 30.0
-# GNU OpenMP's threads, which are PyTorch's, spin for some 10 ms after their work before they sleep.
+# GNU OpenMP's threads, which are PyTorch's, spin for a while after their work before they sleep.
 LEAD_IN_SECONDS = 0.03
 
 

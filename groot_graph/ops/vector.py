@@ -10,10 +10,16 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
+from torch import Tensor
 
 # Two of the widest registers, so that one's arithmetic hides the other's latency; LLVM splits them
 # where registers are narrower.
 VECTOR_BITS = 1024
+
+
+def flat(tensor: Tensor) -> np.ndarray:
+    r"""A tensor's elements as the flat array that vectors are loaded from and stored to."""
+    return tensor.detach().contiguous().view(-1).numpy()
 
 
 class Vector(types.Type):

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
 from groot_graph.ops import dispatch
 from tests.graphs import make_forest, random_graph
+from tests.scans import DIRECTIONS, selective_operands
 
 OPERATIONS = ("minimum_spanning_forest", "root_forest", "tree_scan", "selective_tree_scan")
-DIRECTIONS = ("both", "up", "down")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -40,17 +40,8 @@ def use_reference(monkeypatch):
 
 
 def make_operands(num_nodes, num_channels, state_size, dtype=torch.float64) -> dict:
-    N, D, S = num_nodes, num_channels, state_size
-    operands = {
-        "u": torch.randn(N, D, dtype=torch.float64),
-        "delta": torch.rand(N, D, dtype=torch.float64),
-        "A": -torch.rand(D, S, dtype=torch.float64) - 0.2,
-        "B": torch.randn(N, S, dtype=torch.float64),
-        "C": torch.randn(N, S, dtype=torch.float64),
-        "D": torch.randn(D, dtype=torch.float64),
-        "transition_delta": torch.rand(N, D, dtype=torch.float64),
-    }
-    return {name: operand.to(dtype).requires_grad_() for name, operand in operands.items()}
+    operands = selective_operands(num_nodes, num_channels, state_size, dtype)
+    return {name: operand.requires_grad_() for name, operand in operands.items()}
 
 
 def whole_chain(edge_index, edge_weight, x, transition, operands, direction="both"):

@@ -10,8 +10,8 @@ from groot_graph import root_forest, selective_tree_scan, tree_scan
 from groot_graph.forest import Forest
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from tests.graphs import FOREST_KINDS, forests, make_forest
+from tests.scans import DIRECTIONS, assert_near, directions, selective_operands
 
-DIRECTIONS = ("both", "up", "down")
 IMPLEMENTATIONS = {"cpu": selective_tree_scan, "reference": selective_tree_scan_reference}
 OPERANDS = ("u", "delta", "A", "B", "C", "D", "transition_delta")
 REQUIRED = ("u", "delta", "A", "B", "C")
@@ -46,26 +46,13 @@ def implementations(test):
     )
 
 
-def directions(test):
-    return pytest.mark.parametrize("direction", DIRECTIONS)(test)
-
-
 def options(test):
     return pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS.keys())(test)
 
 
 def make_inputs(num_nodes, num_channels, state_size, names=OPERANDS, dtype=torch.float64):
-    N, D, S = num_nodes, num_channels, state_size
-    inputs = {
-        "u": torch.randn(N, D, dtype=torch.float64),
-        "delta": torch.rand(N, D, dtype=torch.float64),
-        "A": -torch.rand(D, S, dtype=torch.float64) - 0.2,
-        "B": torch.randn(N, S, dtype=torch.float64),
-        "C": torch.randn(N, S, dtype=torch.float64),
-        "D": torch.randn(D, dtype=torch.float64),
-        "transition_delta": torch.rand(N, D, dtype=torch.float64),
-    }
-    return {name: inputs[name].to(dtype) for name in names}
+    operands = selective_operands(num_nodes, num_channels, state_size, dtype)
+    return {name: operands[name] for name in names}
 
 
 def run(scan, inputs, forest, direction="both"):
@@ -118,19 +105,6 @@ def brute_force_scan(inputs, parent, direction) -> torch.Tensor:
     h = np.einsum("ijds,jds->ids", path_products(transition, parent, direction), x)
     y = np.einsum("ids,is->id", h, C)
     return torch.from_numpy(y + inputs["D"].numpy() * u if "D" in inputs else y)
-
-
-def assert_near(name, actual, expected, tolerance):
-    """Within `tolerance` of each value or of the largest value, whichever is wider."""
-    actual, expected = actual.detach(), expected.detach().to(actual.dtype)
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    assert_close(
-        actual,
-        expected,
-        rtol=tolerance,
-        atol=tolerance * largest,
-        msg=lambda message: f"{name}: {message}",
-    )
 
 
 @given(

@@ -10,8 +10,8 @@ from groot_graph import root_forest, tree_scan
 from groot_graph.forest import Forest
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.graphs import FOREST_KINDS, forest_edges, forests, make_forest
+from tests.scans import DIRECTIONS, assert_near, directions
 
-DIRECTIONS = ("both", "up", "down")
 IMPLEMENTATIONS = {"cpu": tree_scan, "reference": tree_scan_reference}
 SHAPES = [
     ("chain", 1, 1),
@@ -35,10 +35,6 @@ def implementations(test):
     return pytest.mark.parametrize("scan", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())(
         test
     )
-
-
-def directions(test):
-    return pytest.mark.parametrize("direction", DIRECTIONS)(test)
 
 
 def ancestors(parent: list, node: int) -> set:
@@ -84,19 +80,6 @@ def scan_with_gradients(scan, inputs, weight, forest, direction="both") -> dict:
         h, (x, transition), weight, allow_unused=True, materialize_grads=True
     )
     return {"h": h.detach(), "x.grad": grad_x, "transition.grad": grad_transition}
-
-
-def assert_near(name, actual, expected, tolerance):
-    """Within `tolerance` of each value or of the largest value, whichever is wider."""
-    expected = expected.to(actual.dtype)
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    assert_close(
-        actual,
-        expected,
-        rtol=tolerance,
-        atol=tolerance * largest,
-        msg=lambda message: f"{name}: {message}",
-    )
 
 
 @given(forest=forests(), num_channels=st.integers(0, 3), seed=st.integers(0, 2**16))

@@ -16,6 +16,7 @@ from groot_graph.forest import Forest
 from groot_graph.ops.threads import run_in_chunks
 from groot_graph.ops.vector import (
     exponential,
+    flat,
     lanes,
     load,
     load_whole,
@@ -54,12 +55,12 @@ def selective_tree_scan_cpu(
     y = torch.empty(u.shape, dtype=u.dtype)
     num_units = forest.num_segments * _num_blocks(u.size(1))
     if direction == "both":
-        run_in_chunks(_both, num_units, forest, sizes, operands, _flat(y))
+        run_in_chunks(_both, num_units, forest, sizes, operands, flat(y))
     else:
         kernel = _up if direction == "up" else _down
         slots = np.full(u.size(0), -1, forest.above.dtype)
         num_slots = _assign_slots(forest, slots)
-        run_in_chunks(kernel, num_units, forest, slots, num_slots, sizes, operands, _flat(y))
+        run_in_chunks(kernel, num_units, forest, slots, num_slots, sizes, operands, flat(y))
     return y
 
 
@@ -95,8 +96,8 @@ def selective_tree_scan_backward_cpu(
         DIRECTIONS[direction],
         (channels, state_size),
         operands,
-        _flat(grad),
-        tuple(_flat(tensor) for tensor in grads),
+        flat(grad),
+        tuple(flat(tensor) for tensor in grads),
     )
     if transition_delta is None:
         grad_delta += grad_step
@@ -110,10 +111,6 @@ def _num_blocks(channels: int) -> int:
     return -(-channels // CHANNELS_PER_BLOCK)
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().view(-1).numpy()
-
-
 def _flat_operands(
     u: Tensor,
     delta: Tensor,
@@ -125,7 +122,7 @@ def _flat_operands(
 ) -> tuple[np.ndarray, ...]:
     step = delta if transition_delta is None else transition_delta
     D = torch.zeros(u.size(1), dtype=u.dtype) if D is None else D
-    return tuple(_flat(operand) for operand in (u, delta, step, A.t(), B, C, D))
+    return tuple(flat(operand) for operand in (u, delta, step, A.t(), B, C, D))
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from groot_graph.forest import Forest
 from groot_graph.ops.threads import run_in_chunks
-from groot_graph.ops.vector import lanes, load, multiply, multiply_add, store, subtract_product
+from groot_graph.ops.vector import (
+    flat,
+    lanes,
+    load,
+    multiply,
+    multiply_add,
+    store,
+    subtract_product,
+)
 from groot_graph.ops.walk import LAST, LEAF, ROOT, Walk, walk
 
 # Channels that one unit of work takes: whole vectors, and whole cache lines, in float32 and
@@ -47,8 +55,8 @@ def _run(kernel, forest: Walk, *rows: Tensor) -> None:
     enough_segments = forest.num_segments >= 2 * torch.get_num_threads()
     width = CHANNELS_PER_BLOCK if enough_segments else CHANNELS_PER_BLOCK // 4
     num_blocks = -(-channels // width)
-    flat = (tensor.detach().contiguous().view(-1).numpy() for tensor in rows)
-    run_in_chunks(kernel, forest.num_segments * num_blocks, forest, channels, width, *flat)
+    num_units = forest.num_segments * num_blocks
+    run_in_chunks(kernel, num_units, forest, channels, width, *map(flat, rows))
 
 
 @njit(forceinline=True)
