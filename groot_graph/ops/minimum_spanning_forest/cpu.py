@@ -11,6 +11,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, comparable
+
 # With more edges than this per component, the lightest ones are joined first.
 EDGES_PER_COMPONENT = 3.0
 # Which share of that bound a portion of light edges is meant to have.
@@ -18,7 +20,6 @@ LIGHT_SHARE = 0.5
 SAMPLE_SIZE = 1024
 
 # The kernels number nodes and edges with 32 bits, and pack an edge's key and place into 64.
-MOST = 2**31 - 1
 LOWEST = np.int32(-(2**31))
 NONE = np.int64(2**63 - 1)
 PLACE_BITS = np.int64(32)
@@ -27,33 +28,16 @@ PLACE_MASK = np.int64(2**32 - 1)
 
 def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
     num_edges = edge_index.size(1)
-    if max(num_nodes, num_edges) > MOST:
-        raise ValueError(
-            f"'edge_index' must have at most {MOST} edges and 'num_nodes' must be at most that, "
-            f"got {num_edges} and {num_nodes}"
-        )
+    check_sizes(num_nodes, num_edges)
     source, target = edge_index.contiguous().numpy()
-    weight, is_float = _comparable(edge_weight)
+    weight, is_float = comparable(edge_weight)
+    weight = weight.numpy()
     edge_mask = np.zeros(num_edges, np.bool_)
     edges, heavy_edges = (np.empty((4, num_edges), np.int32) for _ in range(2))
     best = np.empty(num_nodes, np.int64)
     label, component = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
     _forest(source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component)
     return torch.from_numpy(edge_mask)
-
-
-def _comparable(edge_weight: Tensor) -> tuple[np.ndarray, bool]:
-    r"""32 bits for every weight that compare as the weights do, and whether they are a float32."""
-    if edge_weight.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return edge_weight.float().contiguous().numpy().view(np.int32), True
-    if edge_weight.dtype in (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32):
-        return edge_weight.int().contiguous().numpy(), False
-    if edge_weight.dtype == torch.uint32:
-        edge_weight = edge_weight.long()
-    by_weight = edge_weight.sort(stable=True).indices.numpy()
-    rank = np.empty(len(by_weight), np.int32)
-    rank[by_weight] = np.arange(len(by_weight), dtype=np.int32)
-    return rank, False
 
 
 @njit(forceinline=True)

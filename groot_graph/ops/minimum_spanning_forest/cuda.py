@@ -1,0 +1,48 @@
+r"""Borůvka's algorithm as CUDA kernels: two launches for each of a fixed number of rounds.
+
+Nothing is read back from the device, so a CUDA graph can capture it.
+"""
+
+import torch
+from torch import Tensor
+
+from groot_graph.ops.kernels import launch, on_current_stream
+from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, comparable
+
+# About what the largest GPUs run at once; every thread strides over its share of the edges.
+MAX_THREADS = 2**18
+
+
+@on_current_stream
+def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
+    num_edges = edge_index.size(1)
+    check_sizes(num_nodes, num_edges)
+    if num_nodes == 0 or num_edges == 0:
+        return edge_index.new_zeros(num_edges, dtype=torch.bool)
+    source, target = edge_index.contiguous()
+    weight, is_float = comparable(edge_weight)
+    num_rounds = most_rounds(num_nodes, num_edges)
+
+    edge_mask = edge_index.new_empty(num_edges, dtype=torch.bool)
+    ends = edge_index.new_empty(num_edges, 2, dtype=torch.int32)
+    link = edge_index.new_empty(num_nodes, dtype=torch.int32)
+    lowest = edge_index.new_empty(num_nodes, dtype=torch.int64)
+    has_living = edge_index.new_empty(num_rounds, dtype=torch.int32)
+
+    def run(kernel, size, *arguments):
+        launch("minimum_spanning_forest", kernel, min(size, MAX_THREADS), *arguments)
+
+    sizes = num_edges, num_nodes, num_rounds
+    state = link, lowest, ends, has_living
+    run("start_forest", max(sizes), source, target, *sizes, *state, edge_mask)
+    for round_number in range(num_rounds):
+        run("find_lowest", num_edges, weight, is_float, num_edges, round_number, *state)
+        run("join_lowest", num_nodes, num_nodes, round_number, *state, edge_mask)
+    return edge_mask
+
+
+def most_rounds(num_nodes: int, num_edges: int) -> int:
+    r"""After this many rounds no edge is left: each at least halves the trees of a component, and
+    a component has at most one node more than the graph has edges.
+    """
+    return min(num_nodes - 1, num_edges).bit_length()
