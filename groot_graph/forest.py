@@ -16,6 +16,9 @@ class Forest:
             :obj:`[num_nodes]`.
         parent (LongTensor): The parent of every node, and the node itself at a root, of shape
             :obj:`[num_nodes]`.
+        plan (Tensor, optional): What the scans walk along on this device, as
+            :func:`groot_graph.root_forest` makes it; made from `parent` where it is missing.
+            (default: :obj:`None`)
 
     Raises:
         TypeError: If an argument is not a tensor of dtype :obj:`torch.int64`.
@@ -32,7 +35,7 @@ class Forest:
         tensor([0, 3])
     """
 
-    def __init__(self, order: Tensor, parent: Tensor):
+    def __init__(self, order: Tensor, parent: Tensor, plan: Tensor | None = None):
         for name, value in (("order", order), ("parent", parent)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
@@ -50,6 +53,7 @@ class Forest:
             )
         self.order = order
         self.parent = parent
+        self.plan = plan
 
     @property
     def num_nodes(self) -> int:

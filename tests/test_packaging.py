@@ -113,10 +113,10 @@ def test_wheel_is_pure_and_holds_every_file(tmp_path):
 
 
 def test_cuda_folder_does_not_hide_the_cuda_packages_of_others(tmp_path):
-    (tmp_path / "cuda" / "pathfinder").mkdir(parents=True)
-    (tmp_path / "cuda" / "pathfinder" / "__init__.py").write_text("found = True")
+    (tmp_path / "cuda" / "stranger").mkdir(parents=True)
+    (tmp_path / "cuda" / "stranger" / "__init__.py").write_text("found = True")
     code = (
-        "import sys; sys.path.append(sys.argv[1]); import cuda; from cuda.pathfinder import found;"
+        "import sys; sys.path.append(sys.argv[1]); import cuda; from cuda.stranger import found;"
         "print(cuda.__file__)"
     )
     assert run_python(code, tmp_path, cwd=ROOT).strip() == str(ROOT / "cuda" / "__init__.py")

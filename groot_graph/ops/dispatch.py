@@ -1,16 +1,21 @@
-r"""Picks an operation's implementation by its tensors' device: the one place that knows them."""
+r"""Picks an operation's implementation by its tensors' device: the one place that knows what is
+installed.
+"""
 
 import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
+from torch import Tensor
+
+from groot_graph.ops.checks import computing_dtype
 
 
 def implementation(operation: str, device: torch.device, step: str = "") -> Callable:
-    r"""The function that computes an operation on a device: Numba's on the CPU, the reference
-    elsewhere.
+    r"""The function that computes an operation on a device.
 
     Args:
         operation (str): The operation's name, such as :obj:`"tree_scan"`.
@@ -18,18 +23,52 @@ def implementation(operation: str, device: torch.device, step: str = "") -> Call
         step (str, optional): What follows the operation's name in the function's:
             :obj:`"_backward"` for its gradient. (default: :obj:`""`)
     """
-    backend = "cpu" if device.type == "cpu" else "reference"
-    if backend == "reference":
+    name = backend(device)
+    if name == "reference":
         _warn_once(device.type)
-    module = import_module(f"groot_graph.ops.{operation}.{backend}")
-    return getattr(module, f"{operation}{step}_{backend}")
+    module = import_module(f"groot_graph.ops.{operation}.{name}")
+    return getattr(module, f"{operation}{step}_{name}")
+
+
+def backend(device: torch.device) -> str:
+    r"""Numba's kernels on the CPU, CUDA kernels where CuPy can compile them, the reference
+    elsewhere.
+    """
+    if device.type == "cpu":
+        return "cpu"
+    return "cuda" if device.type == "cuda" and _has_cupy() else "reference"
+
+
+def has_kernels(device: torch.device) -> bool:
+    r"""Whether CUDA kernels compute on a device."""
+    return backend(device) == "cuda"
+
+
+def operand_dtype(*tensors: Tensor) -> torch.dtype:
+    r"""The dtype in which an operation takes its tensors: the half type that all share, where CUDA
+    kernels read it, else the dtype that is computed in.
+    """
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1 and has_kernels(tensors[0].device):
+        return dtypes.pop()
+    return computing_dtype(*tensors)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _has_cupy() -> bool:
+    return torch.version.cuda is not None and find_spec("cupy") is not None
 
 
 @cache
 def _warn_once(device_type: str) -> None:
+    reason, remedy = f"has no compiled kernels for '{device_type}' tensors", ""
+    if device_type == "cuda" and torch.version.cuda is not None:
+        extra = f"cuda{torch.version.cuda.partition('.')[0]}"
+        reason = "needs CuPy to compile its CUDA kernels, and CuPy is not installed"
+        remedy = f" For the kernels: pip install 'groot-graph[{extra}]'."
     warnings.warn(
-        f"groot_graph has no compiled kernels for '{device_type}' tensors in this version: the "
-        "plain PyTorch reference computes there, correctly but slowly. On the CPU the kernels are "
-        "compiled.",
+        f"groot_graph {reason}: the plain PyTorch reference computes there, correctly but slowly."
+        f"{remedy}",
         stacklevel=2,
     )

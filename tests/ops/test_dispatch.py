@@ -44,6 +44,10 @@ def make_operands(num_nodes, num_channels, state_size, dtype=torch.float64) -> d
     return {name: operand.requires_grad_() for name, operand in operands.items()}
 
 
+def plain(forest) -> tuple:
+    return forest.order, forest.parent, forest.plan
+
+
 def whole_chain(edge_index, edge_weight, x, transition, operands, direction="both"):
     """Every operation once, as one differentiable function of tensors."""
     edge_mask = minimum_spanning_forest(edge_index, edge_weight, x.size(0))
@@ -88,6 +92,54 @@ def test_a_device_without_kernels_warns_once_and_gets_the_reference():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dispatch.implementation("tree_scan", device)
+
+
+@pytest.fixture
+def cuda_build(monkeypatch):
+    """As where PyTorch is built for CUDA 12 and nobody has been warned yet."""
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for cached in (dispatch._has_cupy, dispatch._warn_once):
+        cached.cache_clear()
+    yield
+    for cached in (dispatch._has_cupy, dispatch._warn_once):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_cuda_tensors_get_cuda_kernels_where_cupy_is_installed(operation, cuda_build, monkeypatch):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name == "cupy" or None)
+    device = torch.device("cuda", 1)
+    assert dispatch.has_kernels(device)
+    function = dispatch.implementation(operation, device)
+    assert function.__module__ == f"groot_graph.ops.{operation}.cuda"
+    assert function.__name__ == f"{operation}_cuda"
+
+
+def test_without_cupy_a_warning_says_what_to_install(cuda_build, monkeypatch):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    device = torch.device("cuda")
+    with pytest.warns(UserWarning, match=r"pip install 'groot-graph\[cuda12\]'") as warned:
+        functions = [dispatch.implementation(operation, device) for operation in OPERATIONS]
+    assert len(warned) == 1
+    assert [f.__name__ for f in functions] == [f"{name}_reference" for name in OPERATIONS]
+
+
+def test_rocm_builds_of_pytorch_get_the_reference(cuda_build, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: True)
+    with pytest.warns(UserWarning, match="no compiled kernels for 'cuda'"):
+        function = dispatch.implementation("tree_scan", torch.device("cuda"))
+    assert function.__name__ == "tree_scan_reference"
+
+
+def test_half_types_reach_kernels_that_read_them(monkeypatch):
+    half, single = torch.ones(1, dtype=torch.bfloat16), torch.ones(1)
+    assert dispatch.operand_dtype(half, half) == torch.float32
+    monkeypatch.setattr(dispatch, "backend", lambda device: "cuda")
+    assert dispatch.operand_dtype(half, half) == torch.bfloat16
+    assert dispatch.operand_dtype(half, half.half()) == torch.float32
+    assert dispatch.operand_dtype(half, single) == torch.float32
+    assert dispatch.operand_dtype(half, single.double()) == torch.float64
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -152,10 +204,10 @@ def test_opcheck_of_tree_scan(num_nodes, direction):
     transition = torch.rand(num_nodes, 3, requires_grad=True)
     opcheck(
         torch.ops.groot_graph.tree_scan.default,
-        (x, transition, forest.order, forest.parent, direction),
+        (x, transition, *plain(forest), direction),
     )
     grad, h = torch.randn(num_nodes, 3), tree_scan(x, transition, forest, direction)
-    arguments = (grad, x, transition, h, forest.order, forest.parent, direction)
+    arguments = (grad, x, transition, h, *plain(forest), direction)
     opcheck(
         torch.ops.groot_graph.tree_scan_backward.default,
         [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments],
@@ -169,7 +221,7 @@ def test_opcheck_of_selective_tree_scan(has_options, direction):
     operands = list(make_operands(9, 3, 2, torch.float32).values())
     if not has_options:
         operands[5:] = [None, None]
-    tail = (forest.order, forest.parent, direction)
+    tail = (*plain(forest), direction)
     opcheck(torch.ops.groot_graph.selective_tree_scan.default, (*operands, *tail))
     detached = [operand if operand is None else operand.detach() for operand in operands]
     opcheck(

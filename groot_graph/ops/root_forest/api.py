@@ -12,7 +12,8 @@ from groot_graph.ops.checks import (
     check_tensor,
     values_are_checked,
 )
-from groot_graph.ops.dispatch import implementation
+from groot_graph.ops.dispatch import has_kernels, implementation
+from groot_graph.ops.segments import plan_size
 
 
 def root_forest(
@@ -72,6 +73,17 @@ def root_forest(
     return Forest(*_root_forest(edge_index, edge_mask, num_nodes, name, nodes))
 
 
+def scan_plan(forest: Forest) -> Tensor:
+    r"""What the scans walk along on the forest's device: nothing but on CUDA devices."""
+    if forest.plan is not None:
+        return forest.plan
+    plan = _scan_plan(forest.parent)
+    # What a trace holds must not outlive it.
+    if not torch.compiler.is_compiling():
+        forest.plan = plan
+    return plan
+
+
 def _check_root(root, edge_index: Tensor) -> None:
     if isinstance(root, str):
         if root not in ("first", "last"):
@@ -89,7 +101,7 @@ def _check_root(root, edge_index: Tensor) -> None:
     "groot_graph::root_forest",
     mutates_args=(),
     schema="(Tensor edge_index, Tensor? edge_mask, SymInt num_nodes, str root, Tensor? root_nodes)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
 )
 def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
     if values_are_checked(edge_index.device):
@@ -97,12 +109,39 @@ def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
         if root_nodes is not None:
             _check_root_range(root_nodes, num_nodes)
     compute = implementation("root_forest", edge_index.device)
-    return compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
+    forest = compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
+    order, parent, *plan = forest
+    return order, parent, *(plan or [_no_plan(edge_index)])
 
 
 @_root_forest.register_fake
 def _(edge_index, edge_mask, num_nodes, root, root_nodes):
-    return edge_index.new_empty(num_nodes), edge_index.new_empty(num_nodes)
+    order, parent = edge_index.new_empty(num_nodes), edge_index.new_empty(num_nodes)
+    return order, parent, _empty_plan(parent)
+
+
+@torch.library.custom_op(
+    "groot_graph::scan_plan", mutates_args=(), schema="(Tensor parent) -> Tensor"
+)
+def _scan_plan(parent):
+    if not has_kernels(parent.device):
+        return _no_plan(parent)
+    return implementation("root_forest", parent.device, "_plan")(parent)
+
+
+@_scan_plan.register_fake
+def _(parent):
+    return _empty_plan(parent)
+
+
+def _empty_plan(parent: Tensor) -> Tensor:
+    if not has_kernels(parent.device):
+        return _no_plan(parent)
+    return parent.new_empty(plan_size(parent.size(0)), dtype=torch.int32)
+
+
+def _no_plan(like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=torch.int32)
 
 
 def _check_root_range(root: Tensor, num_nodes: int) -> None:

@@ -10,7 +10,8 @@ from groot_graph.ops.checks import (
     check_shape,
     computing_dtype,
 )
-from groot_graph.ops.dispatch import implementation
+from groot_graph.ops.dispatch import implementation, operand_dtype
+from groot_graph.ops.root_forest.api import scan_plan
 
 
 def selective_tree_scan(
@@ -35,7 +36,7 @@ def selective_tree_scan(
 
     On a chain rooted at its last node, direction :obj:`"up"`, it is the selective scan of Mamba.
     The states of all nodes, :obj:`[num_nodes, channels, state_size]`, are never held in memory at
-    once on the CPU.
+    once on the CPU and on CUDA devices.
 
     Args:
         u (Tensor): The input, of shape :obj:`[num_nodes, channels]`.
@@ -73,15 +74,29 @@ def selective_tree_scan(
     _check_operands(u, delta, A, B, C, D, transition_delta)
     check_forest(forest, u.size(0), u.device, "u")
     check_direction(direction)
-    operands = (u, delta, A, B, C, D, transition_delta)
-    dtype = computing_dtype(*(operand for operand in operands if operand is not None))
-    u_, delta, A, B, C, D, transition_delta = (
-        operand if operand is None else operand.to(dtype) for operand in operands
+    operands = _in_common_dtypes(u, delta, A, B, C, D, transition_delta)
+    tensors = forest.order, forest.parent, scan_plan(forest)
+    return _selective_tree_scan(*operands, *tensors, direction).to(u.dtype)
+
+
+def _in_common_dtypes(u, delta, A, B, C, D, transition_delta) -> tuple:
+    r"""What nodes have in one dtype, which may be a half type; what channels have in the dtype that
+    is computed in.
+    """
+    of_nodes = [value for value in (u, delta, B, C, transition_delta) if value is not None]
+    of_channels = [value for value in (A, D) if value is not None]
+    dtype = computing_dtype(*of_nodes, *of_channels)
+    is_double = dtype == torch.float64
+    node_dtype = dtype if is_double else operand_dtype(*of_nodes)
+    return (
+        u.to(node_dtype),
+        delta.to(node_dtype),
+        A.to(dtype),
+        B.to(node_dtype),
+        C.to(node_dtype),
+        None if D is None else D.to(dtype),
+        None if transition_delta is None else transition_delta.to(node_dtype),
     )
-    y = _selective_tree_scan(
-        u_, delta, A, B, C, D, transition_delta, forest.order, forest.parent, direction
-    )
-    return y.to(u.dtype)
 
 
 def _check_operands(u, delta, A, B, C, D, transition_delta) -> None:
@@ -110,15 +125,15 @@ def _check_operands(u, delta, A, B, C, D, transition_delta) -> None:
     "groot_graph::selective_tree_scan",
     mutates_args=(),
     schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? transition_delta, Tensor order, Tensor parent, str direction) -> Tensor",
+    "Tensor? transition_delta, Tensor order, Tensor parent, Tensor plan, str direction) -> Tensor",
 )
-def _selective_tree_scan(u, delta, A, B, C, D, transition_delta, order, parent, direction):
+def _selective_tree_scan(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
     compute = implementation("selective_tree_scan", u.device)
-    return compute(u, delta, A, B, C, Forest(order, parent), D, direction, transition_delta)
+    return compute(u, delta, A, B, C, Forest(order, parent, plan), D, direction, transition_delta)
 
 
 @_selective_tree_scan.register_fake
-def _(u, delta, A, B, C, D, transition_delta, order, parent, direction):
+def _(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
     return u.new_empty(u.shape)
 
 
@@ -126,18 +141,19 @@ def _(u, delta, A, B, C, D, transition_delta, order, parent, direction):
     "groot_graph::selective_tree_scan_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? transition_delta, Tensor order, Tensor parent, str direction) -> "
+    "Tensor? transition_delta, Tensor order, Tensor parent, Tensor plan, str direction) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _selective_tree_scan_backward(
-    grad, u, delta, A, B, C, D, transition_delta, order, parent, direction
+    grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction
 ):
     compute = implementation("selective_tree_scan", u.device, "_backward")
-    return compute(grad, u, delta, A, B, C, Forest(order, parent), D, direction, transition_delta)
+    forest = Forest(order, parent, plan)
+    return compute(grad, u, delta, A, B, C, forest, D, direction, transition_delta)
 
 
 @_selective_tree_scan_backward.register_fake
-def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, direction):
+def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
     nodes, states = u.new_empty(u.shape), B.new_empty(B.shape)
     return (
         nodes,
@@ -145,7 +161,7 @@ def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, direction):
         A.new_empty(A.shape),
         states,
         states.clone(),
-        u.new_empty(u.size(1)),
+        A.new_empty(A.size(0)),
         nodes.clone(),
     )
 
@@ -162,7 +178,7 @@ def _backward(ctx, grad):
     )
     grad_D = None if D is None else grad_D
     grad_transition_delta = None if transition_delta is None else grad_transition_delta
-    return *grads, grad_D, grad_transition_delta, None, None, None
+    return *grads, grad_D, grad_transition_delta, None, None, None, None
 
 
 _selective_tree_scan.register_autograd(_backward, setup_context=_setup_context)

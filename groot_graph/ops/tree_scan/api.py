@@ -8,9 +8,9 @@ from groot_graph.ops.checks import (
     check_floating,
     check_forest,
     check_shape,
-    computing_dtype,
 )
-from groot_graph.ops.dispatch import implementation
+from groot_graph.ops.dispatch import implementation, operand_dtype
+from groot_graph.ops.root_forest.api import scan_plan
 
 
 def tree_scan(x: Tensor, transition: Tensor, forest: Forest, direction: str = "both") -> Tensor:
@@ -66,23 +66,25 @@ def tree_scan(x: Tensor, transition: Tensor, forest: Forest, direction: str = "b
     check_device("transition", transition, "x", x.device)
     check_forest(forest, x.size(0), x.device, "x")
     check_direction(direction)
-    dtype = computing_dtype(x, transition)
-    h = _tree_scan(x.to(dtype), transition.to(dtype), forest.order, forest.parent, direction)
+    dtype = operand_dtype(x, transition)
+    tensors = forest.order, forest.parent, scan_plan(forest)
+    h = _tree_scan(x.to(dtype), transition.to(dtype), *tensors, direction)
     return h.to(x.dtype)
 
 
 @torch.library.custom_op(
     "groot_graph::tree_scan",
     mutates_args=(),
-    schema="(Tensor x, Tensor transition, Tensor order, Tensor parent, str direction) -> Tensor",
+    schema="(Tensor x, Tensor transition, Tensor order, Tensor parent, Tensor plan, "
+    "str direction) -> Tensor",
 )
-def _tree_scan(x, transition, order, parent, direction):
+def _tree_scan(x, transition, order, parent, plan, direction):
     compute = implementation("tree_scan", x.device)
-    return compute(x, transition, Forest(order, parent), direction)
+    return compute(x, transition, Forest(order, parent, plan), direction)
 
 
 @_tree_scan.register_fake
-def _(x, transition, order, parent, direction):
+def _(x, transition, order, parent, plan, direction):
     return x.new_empty(x.shape)
 
 
@@ -90,29 +92,26 @@ def _(x, transition, order, parent, direction):
     "groot_graph::tree_scan_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor x, Tensor transition, Tensor h, Tensor order, Tensor parent, "
-    "str direction) -> (Tensor, Tensor)",
+    "Tensor plan, str direction) -> (Tensor, Tensor)",
 )
-def _tree_scan_backward(grad, x, transition, h, order, parent, direction):
+def _tree_scan_backward(grad, x, transition, h, order, parent, plan, direction):
     compute = implementation("tree_scan", x.device, "_backward")
-    return compute(grad, x, transition, h, Forest(order, parent), direction)
+    return compute(grad, x, transition, h, Forest(order, parent, plan), direction)
 
 
 @_tree_scan_backward.register_fake
-def _(grad, x, transition, h, order, parent, direction):
+def _(grad, x, transition, h, order, parent, plan, direction):
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    x, transition, order, parent, ctx.direction = inputs
-    ctx.save_for_backward(x, transition, output, order, parent)
+    x, transition, order, parent, plan, ctx.direction = inputs
+    ctx.save_for_backward(x, transition, output, order, parent, plan)
 
 
 def _backward(ctx, grad):
-    x, transition, h, order, parent = ctx.saved_tensors
-    grad_x, grad_transition = _tree_scan_backward(
-        grad, x, transition, h, order, parent, ctx.direction
-    )
-    return grad_x, grad_transition, None, None, None
+    grad_x, grad_transition = _tree_scan_backward(grad, *ctx.saved_tensors, ctx.direction)
+    return grad_x, grad_transition, None, None, None, None
 
 
 _tree_scan.register_autograd(_backward, setup_context=_setup_context)

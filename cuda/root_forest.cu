@@ -1,0 +1,270 @@
+// Rooting a forest: the Euler tour of every tree, ranked as a linked list, gives parents and subtree
+// sizes, whatever the depth. An edge is two arcs, and arcs are numbered by (source, target), so that
+// the arcs out of a node are neighbours. Arrays are padded: how many edges are kept, only the device
+// knows.
+#include "common.cuh"
+
+const int NONE = -1;
+const long long UNUSED = 0x7fffffffffffffffLL;
+
+// One of so many arcs is a splitter, from which one thread walks to the next splitter.
+const unsigned int ARCS_PER_SPLITTER = 16;
+// How many splitters a jump passes in one launch.
+const int JUMP = 8;
+
+__device__ inline bool is_inside(long long node, long long num_nodes) {
+    return 0 <= node && node < num_nodes;
+}
+
+// The finalizer of MurmurHash3: arcs at any regular distance are splitters equally often.
+__device__ inline bool is_sampled(unsigned int arc) {
+    arc ^= arc >> 16;
+    arc *= 0x85ebca6bu;
+    arc ^= arc >> 13;
+    arc *= 0xc2b2ae35u;
+    arc ^= arc >> 16;
+    return arc % ARCS_PER_SPLITTER == 0;
+}
+
+__device__ inline int root_of(const int* label, const int* chosen, int node) {
+    const int lowest = label[node];
+    return chosen[lowest] == NONE ? lowest : chosen[lowest];
+}
+
+extern "C" __global__ void start_nodes(int* link, int* chosen, int* first_arc, int* end_arc,
+                                       unsigned long long* heaviest, long long num_nodes) {
+    for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
+        link[node] = static_cast<int>(node);
+        chosen[node] = NONE;
+        first_arc[node] = end_arc[node] = 0;
+        heaviest[node] = 0;
+    }
+}
+
+// An edge is kept where it joins two trees, so the kept edges form a forest whatever the input is.
+extern "C" __global__ void join_edges(const long long* source, const long long* target,
+                                      const bool* edge_mask, int* link, int* is_kept,
+                                      long long num_edges, long long num_nodes) {
+    for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
+        const long long first = source[edge], second = target[edge];
+        const bool is_edge = (edge_mask == nullptr || edge_mask[edge]) && first != second &&
+                             is_inside(first, num_nodes) && is_inside(second, num_nodes);
+        is_kept[edge] =
+            is_edge && join_trees(link, static_cast<int>(first), static_cast<int>(second));
+    }
+}
+
+extern "C" __global__ void label_nodes(int* link, int* label, long long num_nodes) {
+    for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
+        label[node] = find_root(link, static_cast<int>(node));
+    }
+}
+
+// The highest of the nodes offered becomes the root of its tree; without an offer, the lowest node.
+extern "C" __global__ void choose_roots(const long long* offered, const int* label, int* chosen,
+                                        long long num_offered, long long num_nodes) {
+    for (long long i = thread_index(); i < num_offered; i += num_threads()) {
+        const long long node = offered == nullptr ? i : offered[i];
+        if (is_inside(node, num_nodes)) atomicMax(chosen + label[node], static_cast<int>(node));
+    }
+}
+
+extern "C" __global__ void list_arcs(const long long* source, const long long* target,
+                                     const int* is_kept, const int* num_kept, long long* arc_key,
+                                     long long num_edges, long long num_nodes) {
+    for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
+        if (!is_kept[edge]) continue;
+        const long long arc = 2 * (num_kept[edge] - 1LL);
+        arc_key[arc] = source[edge] * num_nodes + target[edge];
+        arc_key[arc + 1] = target[edge] * num_nodes + source[edge];
+    }
+}
+
+// After sorting: where each node's arcs begin and end, and where each listed arc went.
+extern "C" __global__ void find_arcs(const long long* arc_key, const long long* listed_as,
+                                     int* arc_of_listed, int* first_arc, int* end_arc,
+                                     long long num_arcs, long long num_nodes) {
+    for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
+        if (arc_key[arc] == UNUSED) continue;
+        arc_of_listed[listed_as[arc]] = static_cast<int>(arc);
+        const long long node = arc_key[arc] / num_nodes;
+        const bool is_first = arc == 0 || arc_key[arc - 1] / num_nodes != node;
+        const bool is_last = arc + 1 == num_arcs || arc_key[arc + 1] == UNUSED ||
+                             arc_key[arc + 1] / num_nodes != node;
+        if (is_first) first_arc[node] = static_cast<int>(arc);
+        if (is_last) end_arc[node] = static_cast<int>(arc) + 1;
+    }
+}
+
+// The tour leaves a node by the arc after the one back to where it came from, round and round, and
+// ends where it would leave the root by its first arc again.
+extern "C" __global__ void link_arcs(const long long* arc_key, const long long* listed_as,
+                                     const int* arc_of_listed, const int* first_arc,
+                                     const int* end_arc, const int* label, const int* chosen,
+                                     int* twin, int* next, bool* is_splitter, long long num_arcs,
+                                     long long num_nodes) {
+    for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
+        is_splitter[arc] = false;
+        if (arc_key[arc] == UNUSED) continue;
+        const int source = static_cast<int>(arc_key[arc] / num_nodes);
+        const int node = static_cast<int>(arc_key[arc] % num_nodes);
+        const int back = arc_of_listed[listed_as[arc] ^ 1];
+        const int root = root_of(label, chosen, node);
+        twin[arc] = back;
+        const int onward = back + 1 < end_arc[node] ? back + 1 : first_arc[node];
+        next[arc] = node == root && onward == first_arc[node] ? NONE : onward;
+        const bool is_head = source == root && arc == first_arc[source];
+        is_splitter[arc] = is_head || is_sampled(static_cast<unsigned int>(arc));
+    }
+}
+
+extern "C" __global__ void walk_to_splitters(const int* next, const bool* is_splitter, int* splitter,
+                                             int* place, int* next_splitter, int* num_to_next,
+                                             long long num_arcs) {
+    for (long long start = thread_index(); start < num_arcs; start += num_threads()) {
+        if (!is_splitter[start]) continue;
+        int arc = static_cast<int>(start), num_walked = 0;
+        do {
+            splitter[arc] = static_cast<int>(start);
+            place[arc] = num_walked++;
+            arc = next[arc];
+        } while (arc != NONE && !is_splitter[arc]);
+        next_splitter[start] = arc;
+        num_to_next[start] = num_walked;
+    }
+}
+
+// Pointer jumping: afterwards every splitter points JUMP times as far, and counts the arcs between.
+extern "C" __global__ void jump(const bool* is_splitter, const int* next_splitter,
+                                const int* num_to_next, int* far_splitter, int* num_to_far,
+                                long long num_arcs) {
+    for (long long start = thread_index(); start < num_arcs; start += num_threads()) {
+        if (!is_splitter[start]) continue;
+        int arc = static_cast<int>(start), num_passed = 0;
+        for (int step = 0; step < JUMP && arc != NONE; ++step) {
+            num_passed += num_to_next[arc];
+            arc = next_splitter[arc];
+        }
+        far_splitter[start] = arc;
+        num_to_far[start] = num_passed;
+    }
+}
+
+__device__ inline int num_to_end(const int* splitter, const int* place, const int* num_from_splitter,
+                                 long long arc) {
+    return num_from_splitter[splitter[arc]] - place[arc];
+}
+
+// Of the two arcs of an edge the tour takes the one to the child first; between them lies the
+// child's subtree. `enter` counts the arcs from the one into a node to the end of the tour.
+extern "C" __global__ void measure_subtrees(const long long* arc_key, const int* twin,
+                                            const int* splitter, const int* place,
+                                            const int* num_from_splitter, long long* parent,
+                                            int* size, int* enter, unsigned long long* heaviest,
+                                            long long num_arcs, long long num_nodes) {
+    for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
+        if (arc_key[arc] == UNUSED) continue;
+        const int here = num_to_end(splitter, place, num_from_splitter, arc);
+        const int back = num_to_end(splitter, place, num_from_splitter, twin[arc]);
+        if (here < back) continue;
+        const long long above = arc_key[arc] / num_nodes, node = arc_key[arc] % num_nodes;
+        const int subtree = (here - back + 1) / 2;
+        parent[node] = above;
+        size[node] = subtree;
+        enter[node] = here;
+        atomicMax(heaviest + above, static_cast<unsigned long long>(subtree) << 32 | node);
+    }
+}
+
+extern "C" __global__ void measure_trees(const int* label, const int* chosen, const int* first_arc,
+                                         const int* end_arc, const int* num_from_splitter,
+                                         long long* parent, int* size, int* enter, int* tree_size,
+                                         long long num_nodes) {
+    for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
+        const int root = root_of(label, chosen, static_cast<int>(node));
+        const bool is_alone = first_arc[root] == end_arc[root];
+        const int num_tree_arcs = is_alone ? 0 : num_from_splitter[first_arc[root]];
+        const int num_tree_nodes = num_tree_arcs / 2 + 1;
+        tree_size[node] = label[node] == node ? num_tree_nodes : 0;
+        if (root != node) continue;
+        parent[node] = node;
+        size[node] = num_tree_nodes;
+        enter[node] = num_tree_arcs + 1;
+    }
+}
+
+__device__ inline bool is_light_child(const long long* parent, const unsigned long long* heaviest,
+                                      long long above, long long node) {
+    return parent[node] == above && static_cast<int>(heaviest[above] & 0xffffffffULL) != node;
+}
+
+// By arc: how many nodes a light child brings, so that their running sum counts those before it.
+extern "C" __global__ void weigh_light_arcs(const long long* arc_key, const long long* parent,
+                                            const int* size, const unsigned long long* heaviest,
+                                            int* light_size, long long num_arcs,
+                                            long long num_nodes) {
+    for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
+        light_size[arc] = 0;
+        if (arc_key[arc] == UNUSED) continue;
+        const long long above = arc_key[arc] / num_nodes, node = arc_key[arc] % num_nodes;
+        if (is_light_child(parent, heaviest, above, node)) light_size[arc] = size[node];
+    }
+}
+
+// The tour as places: two for every node, where it is entered and where it is left, the trees one
+// after another.
+struct Tour {
+    long long enter, leave;
+};
+
+__device__ inline Tour tour_of(const int* label, const int* end_of_trees, const int* enter,
+                               const int* size, long long node) {
+    const long long entered = 2LL * end_of_trees[label[node]] - 1 - enter[node];
+    return {entered, entered + 2LL * size[node] - 1};
+}
+
+// Adds to the places of a subtree how far its root stands behind its parent in the order.
+extern "C" __global__ void offset_subtrees(const long long* arc_key, const long long* parent,
+                                           const int* size, const int* enter, const int* label,
+                                           const int* end_of_trees,
+                                           const unsigned long long* heaviest,
+                                           const int* first_arc, const int* light_size,
+                                           const int* num_light, int* offset, long long num_arcs,
+                                           long long num_nodes) {
+    for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
+        if (parent[node] != node) continue;
+        const Tour tour = tour_of(label, end_of_trees, enter, size, node);
+        const int num_before = end_of_trees[label[node]] - size[node];
+        offset[tour.enter] = num_before;
+        offset[tour.leave] = -num_before;
+    }
+    for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
+        if (arc_key[arc] == UNUSED) continue;
+        const long long above = arc_key[arc] / num_nodes, node = arc_key[arc] % num_nodes;
+        if (parent[node] != above) continue;
+        const int first = first_arc[above];
+        const int num_before =
+            num_light[arc] - light_size[arc] - num_light[first] + light_size[first];
+        const bool is_light = is_light_child(parent, heaviest, above, node);
+        const int behind = is_light ? 1 + num_before : size[above] - size[node];
+        const Tour tour = tour_of(label, end_of_trees, enter, size, node);
+        offset[tour.enter] = behind;
+        offset[tour.leave] = -behind;
+    }
+}
+
+// `place_on_tour` is the running sum of the offsets: at the place where a node is entered, its own.
+extern "C" __global__ void order_nodes(const long long* parent, const int* size, const int* enter,
+                                       const int* label, const int* end_of_trees,
+                                       const int* place_on_tour, long long* order, int* node_at,
+                                       int* above, int* end, long long num_nodes) {
+    for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
+        const long long over = parent[node];
+        const int place =
+            place_on_tour[tour_of(label, end_of_trees, enter, size, node).enter];
+        order[place] = node;
+        node_at[place] = static_cast<int>(node);
+        above[place] = place_on_tour[tour_of(label, end_of_trees, enter, size, over).enter];
+        end[place] = place + size[node];
+    }
+}

@@ -1,0 +1,366 @@
+// Walks along the segments of a forest: linear recurrences over trees in a time that does not follow
+// their depth.
+//
+// A segment is a range of slots that one thread walks for one channel: a piece of a chain with the
+// small subtrees that hang from it, nodes before their children. Along the chain every sum that a
+// recurrence makes is affine in the two values that enter the segment: what its lowest node hears
+// from below, and what its first node hears from its parent. So
+//
+//   reduce   walks every segment once and leaves it as one node of a smaller forest;
+//   finish   walks it again once those two values are known, from the smaller forest's own finish.
+//
+// The smallest forest has only whole trees as segments, and nothing enters them.
+//
+// A node has a transition A, an input `up` and an input `down`. With s the sum of what the node's
+// children hand up, the node hands up `up + A s` to its parent. With g what the parent hands down,
+// the node hands down `down + A g`; in direction "both", `down + (1 - A^2) s + A g`, because what the
+// parent hands down counts the node's own subtree too. For a node of the input, with input x:
+// up = A x, down = x, and (1 - A^2) x in direction "both".
+#include "common.cuh"
+#include "segment_flags.cuh"
+
+enum Direction { BOTH, UP, DOWN };
+
+// A backward pass runs two recurrences at once: that of the forward pass, and its transpose on the
+// gradient.
+const int NUM_VECTORS = IS_BACKWARD ? 2 : 1;
+
+__device__ constexpr bool runs_up(int vector) {
+    return vector == 0 ? DIRECTION != DOWN : DIRECTION != UP;
+}
+
+__device__ constexpr bool runs_down(int vector) {
+    return vector == 0 ? DIRECTION != UP : DIRECTION != DOWN;
+}
+
+// One level of the hierarchy of forests, as cut by segments.cu.
+struct Level {
+    const int* row;    // by slot: the node's row in the level's arrays
+    const int* flags;  // by slot
+    const int* start;  // by segment: its first slot
+    int num_segments;
+    int num_linked;    // the segments that are nodes of the next level; they come first
+};
+
+__device__ inline Level read_level(const int* plan, long long num_slots) {
+    const int* counts = plan + 3 * num_slots + 1;
+    return {plan, plan + num_slots, plan + 2 * num_slots, counts[0], counts[1]};
+}
+
+template <int NUM_STATES>
+struct Values {
+    VALUE at[NUM_VECTORS][NUM_STATES];
+};
+
+template <int NUM_STATES>
+struct Node {
+    VALUE transition[NUM_STATES];
+    Values<NUM_STATES> up, down;
+};
+
+// The sums of the chains that a walk has left for a subtree, innermost last.
+template <int NUM_STATES, int DEPTH>
+struct Stack {
+    Values<NUM_STATES> kept[DEPTH];
+    int height = 0;
+
+    __device__ void push(const Values<NUM_STATES>& values) { kept[height++] = values; }
+    __device__ const Values<NUM_STATES>& pop() { return kept[--height]; }
+};
+
+template <int NUM_STATES>
+__device__ inline void set(Values<NUM_STATES>& values, VALUE value) {
+    for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+        for (int state = 0; state < NUM_STATES; ++state) values.at[vector][state] = value;
+    }
+}
+
+template <int NUM_STATES>
+__device__ inline void add(Values<NUM_STATES>& values, const Values<NUM_STATES>& other) {
+    for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+        for (int state = 0; state < NUM_STATES; ++state) {
+            values.at[vector][state] += other.at[vector][state];
+        }
+    }
+}
+
+template <int NUM_STATES>
+__device__ inline Values<NUM_STATES> handed_up(const Node<NUM_STATES>& node,
+                                               const Values<NUM_STATES>& sum) {
+    Values<NUM_STATES> result;
+    for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+        for (int state = 0; state < NUM_STATES; ++state) {
+            result.at[vector][state] =
+                node.up.at[vector][state] + node.transition[state] * sum.at[vector][state];
+        }
+    }
+    return result;
+}
+
+template <int NUM_STATES>
+__device__ inline void add_to_chain(Node<NUM_STATES>& whole, const Node<NUM_STATES>& node,
+                                    const Values<NUM_STATES>& sum) {
+    for (int state = 0; state < NUM_STATES; ++state) {
+        const VALUE transition = node.transition[state], product = whole.transition[state];
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            VALUE down = node.down.at[vector][state];
+            if (runs_up(vector) && runs_down(vector)) {
+                const VALUE heard = sum.at[vector][state];
+                down += heard - transition * (transition * heard);
+            }
+            whole.down.at[vector][state] += product * down;
+        }
+        whole.transition[state] = product * transition;
+    }
+}
+
+// Leaves a segment as one node: what it hands up and down where nothing enters it, and the product
+// of the transitions along its chain. The share of (1 - A^2) s telescopes: it is (1 - A^2) s of the
+// whole segment again.
+// `Nodes::AHEAD` nodes are loaded before the first of them is used: their loads are under way together.
+template <int NUM_STATES, int DEPTH, class Nodes>
+__device__ Node<NUM_STATES> reduce_segment(const Nodes& nodes, const Level& level, int segment) {
+    Node<NUM_STATES> whole;
+    Values<NUM_STATES> sum;
+    Stack<NUM_STATES, DEPTH> stack;
+    set(whole.down, 0);
+    set(sum, 0);
+    for (int state = 0; state < NUM_STATES; ++state) whole.transition[state] = 1;
+
+    const int first = level.start[segment];
+    for (int end = level.start[segment + 1]; end > first; end -= Nodes::AHEAD) {
+        typename Nodes::Loaded loaded[Nodes::AHEAD];
+        int flags[Nodes::AHEAD];
+#pragma unroll
+        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
+            const int slot = end - 1 - ahead;
+            if (slot < first) continue;
+            flags[ahead] = level.flags[slot];
+            loaded[ahead] = nodes.load(level.row[slot], flags[ahead] & ROOT);
+        }
+#pragma unroll
+        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
+            if (end - 1 - ahead < first) continue;
+            if (flags[ahead] & LAST) {
+                stack.push(sum);
+                set(sum, 0);
+            }
+            const Node<NUM_STATES> node = nodes.make(loaded[ahead]);
+            if (stack.height == 0) add_to_chain(whole, node, sum);
+            sum = handed_up(node, sum);
+            if (flags[ahead] & FIRST) add(sum, stack.pop());
+        }
+    }
+    whole.up = sum;
+    return whole;
+}
+
+// Walks from the leaves to the first node. `nodes.keep` gets the sum of what every node hears from
+// its children.
+template <int NUM_STATES, int DEPTH, class Nodes>
+__device__ void walk_up(Nodes& nodes, const Level& level, int segment, Values<NUM_STATES> sum) {
+    Stack<NUM_STATES, DEPTH> stack;
+    const int first = level.start[segment];
+    for (int end = level.start[segment + 1]; end > first; end -= Nodes::AHEAD) {
+        typename Nodes::Loaded loaded[Nodes::AHEAD];
+        int flags[Nodes::AHEAD], row[Nodes::AHEAD];
+#pragma unroll
+        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
+            const int slot = end - 1 - ahead;
+            if (slot < first) continue;
+            flags[ahead] = level.flags[slot];
+            row[ahead] = level.row[slot];
+            loaded[ahead] = nodes.load(row[ahead], flags[ahead] & ROOT);
+        }
+#pragma unroll
+        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
+            if (end - 1 - ahead < first) continue;
+            if (flags[ahead] & LAST) {
+                stack.push(sum);
+                set(sum, 0);
+            }
+            const Node<NUM_STATES> node = nodes.make(loaded[ahead]);
+            nodes.keep(row[ahead], loaded[ahead], sum);
+            sum = handed_up(node, sum);
+            if (flags[ahead] & FIRST) add(sum, stack.pop());
+        }
+    }
+}
+
+// Walks from the first node to the leaves. `nodes.hand_down` gets what every node hears from its
+// parent, and returns what it hands down itself.
+template <int NUM_STATES, int DEPTH, class Nodes>
+__device__ void walk_down(Nodes& nodes, const Level& level, int segment,
+                          Values<NUM_STATES> heard) {
+    Stack<NUM_STATES, DEPTH> stack;
+    const int end = level.start[segment + 1];
+    for (int begin = level.start[segment]; begin < end; begin += Nodes::AHEAD) {
+        typename Nodes::LoadedAgain loaded[Nodes::AHEAD];
+        int flags[Nodes::AHEAD], row[Nodes::AHEAD];
+#pragma unroll
+        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
+            const int slot = begin + ahead;
+            if (slot >= end) continue;
+            flags[ahead] = level.flags[slot];
+            row[ahead] = level.row[slot];
+            loaded[ahead] = nodes.load_again(row[ahead], flags[ahead] & ROOT);
+        }
+#pragma unroll
+        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
+            if (begin + ahead >= end) continue;
+            if (flags[ahead] & FIRST) stack.push(heard);
+            heard = nodes.hand_down(row[ahead], loaded[ahead], heard);
+            if (flags[ahead] & LAST) heard = stack.pop();
+        }
+    }
+}
+
+// The nodes of a level above the input: three arrays and, for the backward pass, two more, of
+// `num_columns` columns. What enters a segment takes the place of the inputs that are read for the
+// last time.
+struct Reduced {
+    VALUE* transition;
+    VALUE* up[2];
+    VALUE* down[2];
+    long long num_columns;
+
+    __device__ long long place(int row, long long column) const {
+        return row * num_columns + column;
+    }
+};
+
+__device__ inline Reduced reduced_arrays(VALUE* memory, long long num_rows,
+                                         long long num_columns) {
+    Reduced arrays = {memory, {}, {}, num_columns};
+    VALUE* next = memory;
+    for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+        arrays.up[vector] = next += num_rows * num_columns;
+        arrays.down[vector] = next += num_rows * num_columns;
+    }
+    return arrays;
+}
+
+template <int NUM_STATES>
+__device__ inline void write_reduced(const Reduced& arrays, int row, long long column, int num_states,
+                                     const Node<NUM_STATES>& node) {
+    for (int state = 0; state < NUM_STATES; ++state) {
+        if (state >= num_states) continue;
+        const long long place = arrays.place(row, column + state);
+        arrays.transition[place] = node.transition[state];
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            if (runs_up(vector)) arrays.up[vector][place] = node.up.at[vector][state];
+            if (runs_down(vector)) arrays.down[vector][place] = node.down.at[vector][state];
+        }
+    }
+}
+
+// What enters the segment that row `row` of the level above stands for.
+template <int NUM_STATES>
+__device__ inline void read_entering(const Reduced& arrays, int row, long long column,
+                                     int num_states, Values<NUM_STATES>& sum,
+                                     Values<NUM_STATES>& heard) {
+    for (int state = 0; state < NUM_STATES; ++state) {
+        if (state >= num_states) continue;
+        const long long place = arrays.place(row, column + state);
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            if (runs_up(vector)) sum.at[vector][state] = arrays.up[vector][place];
+            if (runs_down(vector)) heard.at[vector][state] = arrays.down[vector][place];
+        }
+    }
+}
+
+struct ReducedNodes {
+    static const int AHEAD = 4;
+    using Loaded = Node<1>;
+    using LoadedAgain = Node<1>;
+    Reduced arrays;
+    long long column;
+
+    __device__ Node<1> load(int row, int) const {
+        const long long place = arrays.place(row, column);
+        Node<1> node;
+        node.transition[0] = arrays.transition[place];
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            node.up.at[vector][0] = runs_up(vector) ? arrays.up[vector][place] : VALUE(0);
+            node.down.at[vector][0] = runs_down(vector) ? arrays.down[vector][place] : VALUE(0);
+        }
+        return node;
+    }
+
+    __device__ const Node<1>& make(const Node<1>& node) const { return node; }
+
+    __device__ void keep(int row, const Node<1>&, const Values<1>& sum) const {
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            if (runs_up(vector)) arrays.up[vector][arrays.place(row, column)] = sum.at[vector][0];
+        }
+    }
+
+    __device__ Node<1> load_again(int row, int is_root) const { return load(row, is_root); }
+
+    __device__ Values<1> hand_down(int row, const Node<1>& node, const Values<1>& heard) const {
+        Values<1> result;
+        const VALUE transition = node.transition[0];
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            const VALUE from_above = heard.at[vector][0];
+            if (runs_down(vector)) arrays.down[vector][arrays.place(row, column)] = from_above;
+            VALUE down = node.down.at[vector][0];
+            if (runs_up(vector) && runs_down(vector)) {
+                const VALUE sum = node.up.at[vector][0];
+                down += sum - transition * (transition * sum);
+            }
+            result.at[vector][0] = down + transition * from_above;
+        }
+        return result;
+    }
+};
+
+// Light edges inside a segment of the input: log2 of its bound on the size of small subtrees, and
+// the edge to the chain. Higher up a tree has fewer than 2^31 nodes.
+const int INPUT_DEPTH = 11;
+const int REDUCED_DEPTH = 32;
+
+// A thread walks one column of every `num_walks`-th segment; threads beyond these get none.
+struct Share {
+    long long first_segment, column;
+};
+
+__device__ inline Share share_of_thread(long long num_columns, long long num_walks) {
+    const long long walk = thread_index() / num_columns;
+    return {walk < num_walks ? walk : 0x7fffffffLL, thread_index() % num_columns};
+}
+
+extern "C" __global__ void reduce_level(const int* plan, long long num_slots, long long num_walks,
+                                        VALUE* memory, long long num_rows, VALUE* memory_above,
+                                        long long num_rows_above, long long num_columns) {
+    const Level level = read_level(plan, num_slots);
+    const Share share = share_of_thread(num_columns, num_walks);
+    const ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
+    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
+    for (long long segment = share.first_segment; segment < level.num_linked;
+         segment += num_walks) {
+        const Node<1> whole = reduce_segment<1, REDUCED_DEPTH>(nodes, level, segment);
+        write_reduced(above, segment, share.column, 1, whole);
+    }
+}
+
+extern "C" __global__ void finish_level(const int* plan, long long num_slots, long long num_walks,
+                                        VALUE* memory, long long num_rows, VALUE* memory_above,
+                                        long long num_rows_above, long long num_columns) {
+    const Level level = read_level(plan, num_slots);
+    const Share share = share_of_thread(num_columns, num_walks);
+    ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
+    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
+    for (long long segment = share.first_segment; segment < level.num_segments;
+         segment += num_walks) {
+        Values<1> sum, heard;
+        set(sum, 0);
+        set(heard, 0);
+        if (segment < level.num_linked) read_entering(above, segment, share.column, 1, sum, heard);
+        if (DIRECTION != DOWN || IS_BACKWARD) {
+            walk_up<1, REDUCED_DEPTH>(nodes, level, segment, sum);
+        }
+        if (DIRECTION != UP || IS_BACKWARD) {
+            walk_down<1, REDUCED_DEPTH>(nodes, level, segment, heard);
+        }
+    }
+}

@@ -1,0 +1,339 @@
+// The selective tree scan and its gradients, over the segments of a forest. Inputs and transitions
+// are made on the way,
+//
+//   x_i = delta_i u_i B_i,   a_i = exp(step_i A),   y_i = C_i h_i + D u_i,
+//
+// where step is transition_delta, or delta where that is not given. The states of all nodes are
+// never in memory at once: a walk carries STATES_PER_WALK of a channel's states at a time.
+//
+// Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float), one
+// DIRECTION, forward or IS_BACKWARD, STATES_PER_WALK, and GROUP_SIZE, the number of neighbouring channels
+// whose gradients of B and C are added up on the spot.
+#include "segments.cuh"
+
+struct Operands {
+    const INPUT* u;
+    const INPUT* delta;
+    const INPUT* step;
+    const INPUT* B;
+    const INPUT* C;
+    const INPUT* grad;  // backward only
+    const VALUE* A;
+    const VALUE* D;     // may be null
+    long long num_nodes, num_channels, num_states;
+    bool has_own_step;
+};
+
+struct Results {
+    VALUE* y;           // forward only
+    VALUE* xi;          // one state of every node and channel
+    VALUE* gamma;       // the same, backward only; so are the following
+    VALUE* grad_u;
+    VALUE* grad_delta;
+    VALUE* grad_step;
+    VALUE* grad_A;      // [num_walks, num_channels, num_states]
+    VALUE* grad_B;      // [groups of channels, num_nodes, num_states]
+    VALUE* grad_C;
+};
+
+__device__ inline float exponential(float exponent) { return exp2f(exponent); }
+__device__ inline double exponential(double exponent) { return exp2(exponent); }
+
+// exp(t) = 2^(t log2 e): the factor goes into A once instead of into every exponent.
+__device__ inline VALUE binary_rate(VALUE rate) { return rate * VALUE(1.4426950408889634074); }
+
+// The sum over a group of neighbouring threads, valid in the first of them.
+__device__ inline VALUE sum_of_group(VALUE value) {
+    const unsigned int all = GROUP_SIZE == 32 ? 0xffffffffu : (1u << GROUP_SIZE % 32) - 1;
+    const unsigned int mask = all << (threadIdx.x % 32 / GROUP_SIZE * GROUP_SIZE);
+    for (int distance = GROUP_SIZE / 2; distance > 0; distance /= 2) {
+        value += __shfl_down_sync(mask, value, distance, GROUP_SIZE);
+    }
+    return value;
+}
+
+struct InputNodes {
+    // Fewer where every node brings the registers of many states.
+    static const int AHEAD = STATES_PER_WALK > 1 ? 2 : 4;
+
+    struct Loaded {
+        VALUE u, delta, step, grad;
+        VALUE B[STATES_PER_WALK], C[STATES_PER_WALK];
+        bool is_root;
+    };
+
+    struct LoadedAgain : Loaded {
+        VALUE xi, gamma;
+    };
+
+    Operands operands;
+    Results results;
+    long long channel;
+    long long first_state;
+    bool is_padding;  // beyond the last channel, only there to complete a group
+    VALUE rate[STATES_PER_WALK], binary[STATES_PER_WALK];
+    VALUE grad_rate;
+
+    __device__ long long place(int row) const { return row * operands.num_channels + channel; }
+
+    __device__ long long state_place(int row) const {
+        return row * operands.num_states + first_state;
+    }
+
+    __device__ int num_states() const {
+        const long long left = operands.num_states - first_state;
+        return left < STATES_PER_WALK ? static_cast<int>(left) : STATES_PER_WALK;
+    }
+
+    __device__ void start(long long state) {
+        first_state = state;
+        grad_rate = 0;
+        for (int state = 0; state < STATES_PER_WALK; ++state) {
+            const bool exists = state < num_states();
+            rate[state] =
+                exists ? operands.A[channel * operands.num_states + first_state + state] : VALUE(0);
+            binary[state] = binary_rate(rate[state]);
+        }
+    }
+
+    __device__ Loaded load(int row, int is_root) const {
+        const long long at = place(row), at_state = state_place(row);
+        Loaded loaded;
+        loaded.u = to_value(operands.u[at]);
+        loaded.delta = to_value(operands.delta[at]);
+        loaded.step = operands.has_own_step ? to_value(operands.step[at]) : loaded.delta;
+        loaded.grad = IS_BACKWARD ? to_value(operands.grad[at]) : VALUE(0);
+        loaded.is_root = is_root != 0;
+        for (int state = 0; state < STATES_PER_WALK; ++state) {
+            const bool exists = state < num_states();
+            loaded.B[state] = exists ? to_value(operands.B[at_state + state]) : VALUE(0);
+            loaded.C[state] = exists ? to_value(operands.C[at_state + state]) : VALUE(0);
+        }
+        return loaded;
+    }
+
+    __device__ VALUE transition_of(const Loaded& loaded, int state) const {
+        return loaded.is_root ? VALUE(0) : exponential(loaded.step * binary[state]);
+    }
+
+    __device__ VALUE input_of(const Loaded& loaded, int vector, int state) const {
+        return vector == 0 ? loaded.delta * loaded.u * loaded.B[state]
+                           : loaded.grad * loaded.C[state];
+    }
+
+    __device__ Node<STATES_PER_WALK> make(const Loaded& loaded) const {
+        Node<STATES_PER_WALK> node;
+        for (int state = 0; state < STATES_PER_WALK; ++state) {
+            const VALUE transition = transition_of(loaded, state);
+            node.transition[state] = transition;
+            for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+                const VALUE input = input_of(loaded, vector, state), up = transition * input;
+                node.up.at[vector][state] = up;
+                node.down.at[vector][state] =
+                    runs_up(vector) && runs_down(vector) ? input - transition * up : input;
+            }
+        }
+        return node;
+    }
+
+    __device__ void keep(int row, const Loaded& loaded, const Values<STATES_PER_WALK>& sum) const {
+        if (IS_BACKWARD || DIRECTION != UP) {
+            keep_states(row, loaded, sum);
+            return;
+        }
+        VALUE y = 0;
+        for (int state = 0; state < STATES_PER_WALK; ++state) {
+            y += loaded.C[state] * (input_of(loaded, 0, state) + sum.at[0][state]);
+        }
+        add_to_output(row, loaded, y);
+    }
+
+    __device__ void keep_states(int row, const Loaded& loaded,
+                                const Values<STATES_PER_WALK>& sum) const {
+        if (is_padding) return;
+        const long long at = place(row);
+        const int last = NUM_VECTORS - 1;
+        if (runs_up(0)) results.xi[at] = input_of(loaded, 0, 0) + sum.at[0][0];
+        if (IS_BACKWARD && runs_up(last)) {
+            results.gamma[at] = input_of(loaded, 1, 0) + sum.at[last][0];
+        }
+    }
+
+    __device__ void add_to_output(int row, const Loaded& loaded, VALUE y) const {
+        const long long at = place(row);
+        if (first_state > 0) {
+            y += results.y[at];
+        } else if (operands.D != nullptr) {
+            y += operands.D[channel] * loaded.u;
+        }
+        results.y[at] = y;
+    }
+
+    __device__ LoadedAgain load_again(int row, int is_root) const {
+        LoadedAgain loaded;
+        static_cast<Loaded&>(loaded) = load(row, is_root);
+        const bool has_gamma = IS_BACKWARD && runs_up(NUM_VECTORS - 1);
+        loaded.xi = runs_up(0) ? results.xi[place(row)] : VALUE(0);
+        loaded.gamma = has_gamma ? results.gamma[place(row)] : VALUE(0);
+        return loaded;
+    }
+
+    __device__ Values<STATES_PER_WALK> hand_down(int row, const LoadedAgain& loaded,
+                                            const Values<STATES_PER_WALK>& heard) {
+        Values<STATES_PER_WALK> result;
+        if (IS_BACKWARD) {
+            hand_down_gradients(row, loaded, heard, result);
+            return result;
+        }
+        VALUE y = 0;
+        for (int state = 0; state < STATES_PER_WALK; ++state) {
+            const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, state);
+            const VALUE h = along(0, own, transition_of(loaded, state), heard.at[0][state]).sum;
+            result.at[0][state] = h;
+            y += loaded.C[state] * h;
+        }
+        add_to_output(row, loaded, y);
+        return result;
+    }
+
+    // What reaches a node over the edge to its parent, without its own subtree, and the node's sum.
+    struct Arrived {
+        VALUE from_outside, sum;
+    };
+
+    __device__ Arrived along(int vector, VALUE own, VALUE transition, VALUE heard) const {
+        if (!runs_down(vector)) return {0, own};
+        const VALUE from_outside = runs_up(vector) ? heard - transition * own : heard;
+        return {from_outside, own + transition * from_outside};
+    }
+
+    __device__ void hand_down_gradients(int row, const LoadedAgain& loaded,
+                                        const Values<STATES_PER_WALK>& heard,
+                                        Values<STATES_PER_WALK>& result) {
+        const int last = NUM_VECTORS - 1;
+        const VALUE transition = transition_of(loaded, 0);
+        const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, 0);
+        const VALUE own_grad = runs_up(last) ? loaded.gamma : input_of(loaded, last, 0);
+        const Arrived x = along(0, own, transition, heard.at[0][0]);
+        const Arrived grad = along(last, own_grad, transition, heard.at[last][0]);
+        result.at[0][0] = x.sum;
+        result.at[last][0] = grad.sum;
+
+        VALUE grad_transition = 0;
+        if (runs_up(last)) grad_transition += own_grad * x.from_outside;
+        if (runs_up(0)) grad_transition += own * grad.from_outside;
+        const VALUE grad_exponent =
+            loaded.is_root || is_padding ? VALUE(0) : grad_transition * transition;
+        grad_rate += grad_exponent * loaded.step;
+        add_to_gradients(row, loaded, grad.sum * loaded.B[0], grad_exponent * rate[0]);
+        add_to_groups(row, grad.sum * loaded.delta * loaded.u, x.sum * loaded.grad);
+    }
+
+    // `through_x` is the gradient of delta * u. Its sum over the states stands in the place of the
+    // gradient of u until the last state.
+    __device__ void add_to_gradients(int row, const Loaded& loaded, VALUE through_x,
+                                     VALUE grad_step) const {
+        if (is_padding) return;
+        const long long at = place(row);
+        if (first_state > 0) {
+            through_x += results.grad_u[at];
+            grad_step += results.grad_step[at];
+        }
+        results.grad_step[at] = grad_step;
+        if (first_state + 1 < operands.num_states) {
+            results.grad_u[at] = through_x;
+            return;
+        }
+        const VALUE through_D = operands.D == nullptr ? VALUE(0) : loaded.grad * operands.D[channel];
+        results.grad_u[at] = through_x * loaded.delta + through_D;
+        results.grad_delta[at] =
+            through_x * loaded.u + (operands.has_own_step ? VALUE(0) : grad_step);
+    }
+
+    __device__ void add_to_groups(int row, VALUE grad_B, VALUE grad_C) const {
+        grad_B = sum_of_group(is_padding ? VALUE(0) : grad_B);
+        grad_C = sum_of_group(is_padding ? VALUE(0) : grad_C);
+        if (threadIdx.x % GROUP_SIZE != 0) return;
+        const long long group = channel / GROUP_SIZE;
+        const long long at = (group * operands.num_nodes + row) * operands.num_states + first_state;
+        results.grad_B[at] = grad_B;
+        results.grad_C[at] = grad_C;
+    }
+};
+
+__device__ inline Operands read_operands(const INPUT* u, const INPUT* delta, const INPUT* step,
+                                         const INPUT* B, const INPUT* C, const INPUT* grad,
+                                         const VALUE* A, const VALUE* D, long long num_nodes,
+                                         long long num_channels, long long num_states) {
+    return {u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states, step != nullptr};
+}
+
+extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long num_walks,
+                                        const INPUT* u,
+                                        const INPUT* delta, const INPUT* step, const INPUT* B,
+                                        const INPUT* C, const INPUT* grad, const VALUE* A,
+                                        const VALUE* D, long long num_channels,
+                                        long long num_states, VALUE* memory_above,
+                                        long long num_rows_above) {
+    const Level level = read_level(plan, num_nodes);
+    const Share share = share_of_thread(num_channels, num_walks);
+    const Operands operands = read_operands(u, delta, step, B, C, grad, A, D, num_nodes,
+                                            num_channels, num_states);
+    InputNodes nodes = {operands, {}, share.column};
+    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
+    for (long long segment = share.first_segment; segment < level.num_linked;
+         segment += num_walks) {
+        for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
+            nodes.start(state);
+            const Node<STATES_PER_WALK> whole =
+                reduce_segment<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment);
+            const long long column = share.column * num_states + state;
+            write_reduced(above, segment, column, nodes.num_states(), whole);
+        }
+    }
+}
+
+extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long num_walks,
+                                        const INPUT* u,
+                                        const INPUT* delta, const INPUT* step, const INPUT* B,
+                                        const INPUT* C, const INPUT* grad, const VALUE* A,
+                                        const VALUE* D, long long num_channels,
+                                        long long num_states, VALUE* memory_above,
+                                        long long num_rows_above, VALUE* y, VALUE* xi, VALUE* gamma,
+                                        VALUE* grad_u, VALUE* grad_delta, VALUE* grad_step,
+                                        VALUE* grad_A, VALUE* grad_B, VALUE* grad_C) {
+    const Level level = read_level(plan, num_nodes);
+    const long long num_columns = (num_channels + GROUP_SIZE - 1) / GROUP_SIZE * GROUP_SIZE;
+    const Share share = share_of_thread(num_columns, num_walks);
+    const bool is_padding = share.column >= num_channels;
+    const long long channel = is_padding ? num_channels - 1 : share.column;
+    const Operands operands = read_operands(u, delta, step, B, C, grad, A, D, num_nodes,
+                                            num_channels, num_states);
+    const Results results = {y,         xi,        gamma,  grad_u, grad_delta,
+                             grad_step, grad_A,    grad_B, grad_C};
+    InputNodes nodes = {operands, results, channel, 0, is_padding};
+    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
+    for (long long segment = share.first_segment; segment < level.num_segments;
+         segment += num_walks) {
+        for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
+            nodes.start(state);
+            Values<STATES_PER_WALK> sum, heard;
+            set(sum, 0);
+            set(heard, 0);
+            const long long column = channel * num_states + state;
+            if (segment < level.num_linked) {
+                read_entering(above, segment, column, nodes.num_states(), sum, heard);
+            }
+            if (IS_BACKWARD || DIRECTION != DOWN) {
+                walk_up<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment, sum);
+            }
+            if (IS_BACKWARD || DIRECTION != UP) {
+                walk_down<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment, heard);
+            }
+            if (IS_BACKWARD && !is_padding) {
+                const long long walk = share.first_segment;
+                grad_A[walk * num_channels * num_states + column] += nodes.grad_rate;
+            }
+        }
+    }
+}

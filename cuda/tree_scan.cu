@@ -1,0 +1,159 @@
+// The tree scan and its gradients, over the segments of a forest.
+//
+//   up     xi_i = x_i + sum of a_c xi_c over the children c
+//   down   h_i = x_i + a_i h_p
+//   both   h_i = xi_i + a_i (h_p - a_i xi_i)
+//
+// Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float), one
+// DIRECTION, and forward or IS_BACKWARD.
+#include "segments.cuh"
+
+struct Operands {
+    const INPUT* x;
+    const INPUT* transition;
+    const INPUT* grad;      // backward only
+    VALUE* h;               // forward only
+    VALUE* grad_x;          // backward only
+    VALUE* grad_transition; // backward only
+    long long num_channels;
+};
+
+struct InputNodes {
+    static const int AHEAD = 4;
+
+    struct Loaded {
+        VALUE x, transition, grad;
+    };
+
+    // With the sums of the upward walk in the place of the inputs that need them.
+    struct LoadedAgain {
+        VALUE x, transition, grad;
+        bool is_root;
+    };
+
+    Operands operands;
+    long long channel;
+
+    __device__ long long place(int row) const { return row * operands.num_channels + channel; }
+
+    __device__ VALUE transition_of(long long place, int is_root) const {
+        return is_root ? VALUE(0) : to_value(operands.transition[place]);
+    }
+
+    __device__ Loaded load(int row, int is_root) const {
+        const long long at = place(row);
+        return {to_value(operands.x[at]), transition_of(at, is_root),
+                IS_BACKWARD ? to_value(operands.grad[at]) : VALUE(0)};
+    }
+
+    __device__ Node<1> make(const Loaded& loaded) const {
+        Node<1> node;
+        const VALUE transition = loaded.transition;
+        node.transition[0] = transition;
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            const VALUE input = vector == 0 ? loaded.x : loaded.grad;
+            const VALUE up = transition * input;
+            node.up.at[vector][0] = up;
+            node.down.at[vector][0] =
+                runs_up(vector) && runs_down(vector) ? input - transition * up : input;
+        }
+        return node;
+    }
+
+    __device__ void keep(int row, const Loaded& loaded, const Values<1>& sum) const {
+        const long long at = place(row);
+        const VALUE xi = loaded.x + sum.at[0][0];
+        if (!IS_BACKWARD) {
+            operands.h[at] = xi;
+            return;
+        }
+        if (runs_up(0)) operands.grad_transition[at] = xi;
+        if (runs_up(NUM_VECTORS - 1)) {
+            operands.grad_x[at] = loaded.grad + sum.at[NUM_VECTORS - 1][0];
+        }
+    }
+
+    __device__ LoadedAgain load_again(int row, int is_root) const {
+        const long long at = place(row);
+        LoadedAgain loaded = {0, transition_of(at, is_root), 0, is_root != 0};
+        if (!IS_BACKWARD) {
+            loaded.x = runs_up(0) ? operands.h[at] : to_value(operands.x[at]);
+            return loaded;
+        }
+        loaded.x = runs_up(0) ? operands.grad_transition[at] : to_value(operands.x[at]);
+        loaded.grad =
+            runs_up(NUM_VECTORS - 1) ? operands.grad_x[at] : to_value(operands.grad[at]);
+        return loaded;
+    }
+
+    __device__ Values<1> hand_down(int row, const LoadedAgain& loaded,
+                                   const Values<1>& heard) const {
+        const long long at = place(row);
+        const Pair x = along(0, loaded.x, loaded.transition, heard);
+        Values<1> result;
+        result.at[0][0] = x.handed_down;
+        if (!IS_BACKWARD) {
+            operands.h[at] = x.handed_down;
+            return result;
+        }
+        const Pair grad = along(NUM_VECTORS - 1, loaded.grad, loaded.transition, heard);
+        result.at[NUM_VECTORS - 1][0] = grad.handed_down;
+        VALUE grad_transition = 0;
+        if (runs_up(NUM_VECTORS - 1)) grad_transition += loaded.grad * x.from_outside;
+        if (runs_up(0)) grad_transition += loaded.x * grad.from_outside;
+        operands.grad_x[at] = runs_down(NUM_VECTORS - 1) ? grad.handed_down : loaded.grad;
+        operands.grad_transition[at] = loaded.is_root ? VALUE(0) : grad_transition;
+        return result;
+    }
+
+    // What reaches a node over the edge to its parent, without its own subtree, and the node's sum.
+    struct Pair {
+        VALUE from_outside, handed_down;
+    };
+
+    __device__ Pair along(int vector, VALUE own, VALUE transition, const Values<1>& heard) const {
+        if (!runs_down(vector)) return {0, 0};
+        VALUE from_outside = heard.at[vector][0];
+        if (runs_up(vector)) from_outside -= transition * own;
+        return {from_outside, own + transition * from_outside};
+    }
+};
+
+extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long num_walks,
+                                        const INPUT* x,
+                                        const INPUT* transition, const INPUT* grad,
+                                        long long num_channels, VALUE* memory_above,
+                                        long long num_rows_above) {
+    const Level level = read_level(plan, num_nodes);
+    const Share share = share_of_thread(num_channels, num_walks);
+    const Operands operands = {x, transition, grad, nullptr, nullptr, nullptr, num_channels};
+    const InputNodes nodes = {operands, share.column};
+    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
+    for (long long segment = share.first_segment; segment < level.num_linked;
+         segment += num_walks) {
+        const Node<1> whole = reduce_segment<1, INPUT_DEPTH>(nodes, level, segment);
+        write_reduced(above, segment, share.column, 1, whole);
+    }
+}
+
+extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long num_walks,
+                                        const INPUT* x,
+                                        const INPUT* transition, const INPUT* grad,
+                                        long long num_channels, VALUE* memory_above,
+                                        long long num_rows_above, VALUE* h, VALUE* grad_x,
+                                        VALUE* grad_transition) {
+    const Level level = read_level(plan, num_nodes);
+    const Share share = share_of_thread(num_channels, num_walks);
+    const Operands operands = {x, transition, grad, h, grad_x, grad_transition, num_channels};
+    InputNodes nodes = {operands, share.column};
+    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
+    for (long long segment = share.first_segment; segment < level.num_segments;
+         segment += num_walks) {
+        Values<1> sum, heard;
+        set(sum, 0);
+        set(heard, 0);
+        if (segment < level.num_linked) read_entering(above, segment, share.column, 1, sum, heard);
+        if (IS_BACKWARD || DIRECTION != DOWN) walk_up<1, INPUT_DEPTH>(nodes, level, segment, sum);
+        if (IS_BACKWARD || DIRECTION != UP) walk_down<1, INPUT_DEPTH>(nodes, level, segment, heard);
+    }
+}

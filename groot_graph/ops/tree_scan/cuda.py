@@ -1,0 +1,43 @@
+r"""The scan along segments, as CUDA kernels."""
+
+import torch
+from torch import Tensor
+
+from groot_graph.forest import Forest
+from groot_graph.ops.checks import computing_dtype
+from groot_graph.ops.kernels import C_TYPES, on_current_stream
+from groot_graph.ops.walks import Walks
+
+
+@on_current_stream
+def tree_scan_cuda(x: Tensor, transition: Tensor, forest: Forest, direction: str) -> Tensor:
+    x, transition = x.contiguous(), transition.contiguous()
+    h = torch.empty_like(x, dtype=computing_dtype(x))
+    walks = _walks(x, forest, direction, is_backward=False)
+    walks.run((x, transition, None, x.size(1)), (h, None, None))
+    return h.to(x.dtype)
+
+
+@on_current_stream
+def tree_scan_backward_cuda(
+    grad: Tensor, x: Tensor, transition: Tensor, h: Tensor, forest: Forest, direction: str
+) -> tuple[Tensor, Tensor]:
+    grad, x, transition = grad.contiguous(), x.contiguous(), transition.contiguous()
+    grad_x, grad_transition = (torch.empty_like(x, dtype=computing_dtype(x)) for _ in range(2))
+    walks = _walks(x, forest, direction, is_backward=True)
+    walks.run((x, transition, grad, x.size(1)), (None, grad_x, grad_transition))
+    return grad_x.to(x.dtype), grad_transition.to(x.dtype)
+
+
+def _walks(x: Tensor, forest: Forest, direction: str, is_backward: bool) -> Walks:
+    num_channels = x.size(1)
+    return Walks(
+        "tree_scan",
+        forest,
+        width=num_channels,
+        num_columns=num_channels,
+        dtype=computing_dtype(x),
+        direction=direction,
+        is_backward=is_backward,
+        INPUT=C_TYPES[x.dtype],
+    )

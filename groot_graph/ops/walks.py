@@ -1,0 +1,93 @@
+r"""Launches the walks of :obj:`cuda/segments.cuh`: reduce level by level, then finish them."""
+
+import torch
+
+from groot_graph.forest import Forest
+from groot_graph.ops.checks import DIRECTIONS
+from groot_graph.ops.kernels import C_TYPES, launch
+from groot_graph.ops.segments import levels_of
+
+# As many as a large GPU runs at once, and the same on every GPU, so that sums come out the same.
+MOST_THREADS = 2**18
+
+
+class Walks:
+    r"""The launches of one scan along the segments of a forest.
+
+    Args:
+        operation (str): Whose walks, :obj:`"tree_scan"` or :obj:`"selective_tree_scan"`.
+        forest (Forest): The forest, with its plan.
+        width (int): The number of threads that walk along one segment of the input.
+        num_columns (int): The number of recurrences, channels times states.
+        dtype (torch.dtype): What is computed in.
+        direction (str): The direction of the scan.
+        is_backward (bool): Whether the gradients are wanted.
+        most_walks (int, optional): A bound on the number of segments of the input that are walked
+            at a time. (default: as many as the GPU can hold)
+        **macros: What else the kernels are compiled with.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        forest: Forest,
+        width: int,
+        num_columns: int,
+        dtype: torch.dtype,
+        direction: str,
+        is_backward: bool,
+        most_walks: int = MOST_THREADS,
+        **macros: "str | int",
+    ):
+        self.operation = operation
+        self.levels = levels_of(forest.plan, forest.num_nodes)
+        self.width = width
+        self.num_walks = min(_num_walks(width, forest.num_nodes), most_walks)
+        self.num_columns = num_columns
+        self.macros = macros | {
+            "VALUE": C_TYPES[dtype],
+            "DIRECTION": DIRECTIONS.index(direction),
+            "IS_BACKWARD": int(is_backward),
+        }
+        row_size = (5 if is_backward else 3) * num_columns
+        self.memory = [
+            torch.empty(level.num_slots * row_size, dtype=dtype, device=forest.device)
+            for level in self.levels[1:]
+        ]
+
+    def run(self, inputs: tuple, outputs: tuple) -> None:
+        r"""Launches all kernels; what the walks along the input take besides comes as arguments."""
+        num_nodes = self.levels[0].num_slots
+        if num_nodes * self.num_columns == 0:
+            return
+        num_threads = self.num_walks * self.width
+        entry = (self.levels[0].plan, num_nodes, self.num_walks, *inputs, *self._arrays(1))
+        numbers = range(1, len(self.levels))
+        if numbers:
+            self._launch("reduce_input", num_threads, *entry)
+        for number in numbers[:-1]:
+            self._launch_level("reduce_level", number)
+        for number in reversed(numbers):
+            self._launch_level("finish_level", number)
+        self._launch("finish_input", num_threads, *entry, *outputs)
+
+    def _arrays(self, number: int) -> tuple:
+        r"""The memory of a level and its number of rows; none above the highest."""
+        if number == len(self.levels):
+            return None, 0
+        return self.memory[number - 1], self.levels[number].num_slots
+
+    def _launch_level(self, kernel: str, number: int) -> None:
+        plan, num_slots = self.levels[number]
+        num_walks = _num_walks(self.num_columns, num_slots)
+        arrays = (*self._arrays(number), *self._arrays(number + 1), self.num_columns)
+        num_threads = num_walks * self.num_columns
+        self._launch(kernel, num_threads, plan, num_slots, num_walks, *arrays)
+
+    def _launch(self, kernel: str, num_threads: int, *arguments) -> None:
+        launch(self.operation, kernel, num_threads, *arguments, **self.macros)
+
+
+def _num_walks(width: int, num_segments: int) -> int:
+    r"""As many segments at a time as the GPU can hold: at least one, at most all."""
+    return max(1, min(num_segments, MOST_THREADS // max(width, 1)))

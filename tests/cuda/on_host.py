@@ -1,0 +1,67 @@
+"""The CUDA implementations behind the public functions, run on the CPU."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from unittest.mock import patch
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from groot_graph import Forest
+from groot_graph.ops import dispatch, segments
+from tests.cuda_host import cuda_on_host
+
+# With these, trees of a few nodes take as many levels as trees of millions do otherwise.
+SHORT_SEGMENTS = {"most": 4, "few": 6}
+
+STEPS = {
+    "minimum_spanning_forest": [""],
+    "root_forest": ["", "_plan"],
+    "tree_scan": ["", "_backward"],
+    "selective_tree_scan": ["", "_backward"],
+}
+
+
+@contextmanager
+def cuda_kernels(
+    seed: int = 0,
+    preempt: bool = False,
+    most: int = segments.MOST,
+    few: int = segments.FEW,
+) -> Iterator[None]:
+    """Meanwhile CPU tensors are computed by what computes CUDA tensors."""
+    with (
+        cuda_on_host(seed, preempt),
+        patch.object(dispatch, "backend", lambda device: "cuda"),
+        patch.object(segments, "MOST", most),
+        patch.object(segments, "FEW", few),
+        # Short segments shrink a forest by less from level to level.
+        patch.object(segments, "plan_size", lambda num_nodes: 16 * num_nodes + 256),
+    ):
+        yield
+
+
+def without_plan(forest: Forest) -> Forest:
+    """The same forest, for which another backend has to make its own plan."""
+    return Forest(forest.order, forest.parent)
+
+
+@contextmanager
+def seen_by(mode: TorchDispatchMode) -> Iterator[None]:
+    """The mode sees the operations of PyTorch inside of ours too, where modes are switched off."""
+    with ExitStack() as stack:
+        for operation, steps in STEPS.items():
+            module = import_module(f"groot_graph.ops.{operation}.cuda")
+            for step in steps:
+                name = f"{operation}{step}_cuda"
+                stack.enter_context(patch.object(module, name, _under(mode, getattr(module, name))))
+        stack.enter_context(mode)
+        yield
+
+
+def _under(mode: TorchDispatchMode, function: Callable) -> Callable:
+    def call(*arguments):
+        with mode:
+            return function(*arguments)
+
+    return call

@@ -1,0 +1,143 @@
+"""The layer over CUDA implementations, run on the CPU."""
+
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from groot_graph import Forest, minimum_spanning_forest, root_forest, tree_scan
+from groot_graph.nn import TreeSSM, TreeSSMConv
+from groot_graph.ops import checks
+from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
+from tests.graphs import make_forest, random_graph
+
+# What makes the host wait for the device, in PyTorch's own names.
+WAITS = (
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "argwhere",
+    "_unique",
+    "unique",
+    "masked_select",
+    "equal",
+    "is_nonzero",
+    "repeat_interleave.Tensor",
+    "bincount",
+    "to_dense",
+)
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses every operation that reads a value back, also inside of custom operations."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = str(function).removeprefix("aten.")
+        if name.startswith(WAITS):
+            raise RuntimeError(f"{name} waits for the device")
+        indices = arguments[1] if name.startswith(("index.Tensor", "index_put")) else ()
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            raise RuntimeError(f"{name} by a mask waits for the device")
+        return function(*arguments, **(keywords or {}))
+
+
+@contextmanager
+def as_on_a_gpu():
+    """Values are not read to check them."""
+    modules = [
+        "groot_graph.ops.minimum_spanning_forest.api",
+        "groot_graph.ops.root_forest.api",
+        "groot_graph.ops.root_forest.cuda",
+        "groot_graph.nn.adjacency",
+        "groot_graph.nn.tree_topology",
+    ]
+    patches = [patch(f"{module}.values_are_checked", lambda device: False) for module in modules]
+    with cuda_kernels():
+        for each in patches:
+            each.start()
+        try:
+            yield
+        finally:
+            for each in patches:
+                each.stop()
+
+
+@pytest.mark.parametrize("state_norm", [True, False], ids=["state_norm", "no-norm"])
+@pytest.mark.parametrize("direction", ["both", "up", "down"])
+def test_nothing_waits_for_the_device(direction, state_norm):
+    conv = TreeSSMConv(5, 7, state_size=2, direction=direction, state_norm=state_norm)
+    x, edge_index = torch.randn(40, 5, requires_grad=True), random_graph(40, 90)
+    with as_on_a_gpu(), seen_by(NothingWaits()):
+        conv(x, edge_index).square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_what_waits_is_noticed():
+    x = torch.arange(4)
+    for wait in (x.sum().item, x.nonzero, x.unique, lambda: x[x > 1], lambda: torch.equal(x, x)):
+        with NothingWaits(), pytest.raises(RuntimeError, match="waits for the device"):
+            wait()
+    # The checks that are left out on a GPU do read values.
+    with cuda_kernels(), seen_by(NothingWaits()), pytest.raises(RuntimeError, match="waits"):
+        root_forest(random_graph(9, 5), torch.zeros(5, dtype=torch.bool), 9)
+
+
+@pytest.mark.parametrize("direction", ["both", "up", "down"])
+@pytest.mark.parametrize("state_norm", [True, False], ids=["state_norm", "no-norm"])
+def test_layer_equals_that_of_the_cpu(state_norm, direction):
+    conv = TreeSSMConv(5, 7, state_size=3, direction=direction, state_norm=state_norm).double()
+    x, edge_index = torch.randn(61, 5, dtype=torch.float64), random_graph(61, 150)
+    leaves = [x.requires_grad_(), *conv.parameters()]
+    expected = conv(x, edge_index)
+    expected_grads = torch.autograd.grad(expected.square().sum(), leaves)
+    with cuda_kernels(**SHORT_SEGMENTS):
+        actual = conv(x, edge_index)
+        grads = torch.autograd.grad(actual.square().sum(), leaves)
+    assert_close(actual, expected)
+    assert_close(grads, expected_grads)
+
+
+def test_one_plan_serves_every_scan_of_a_forest():
+    edge_index = random_graph(40, 90)
+    with cuda_kernels():
+        mask = minimum_spanning_forest(edge_index, torch.rand(90), 40)
+        forest = root_forest(edge_index, mask, 40)
+        plan = forest.plan
+        TreeSSM(3)(torch.randn(40, 3), forest)
+        assert forest.plan is plan
+        own = without_plan(forest)
+        assert own.plan is None
+        tree_scan(torch.randn(40, 3), torch.rand(40, 3), own)
+        assert torch.equal(own.plan, plan)
+
+
+def test_forest_in_any_valid_order():
+    parent = torch.tensor([3, 3, 0, 3, 0, 1, 6])
+    x, transition = torch.randn(7, 2), torch.rand(7, 2)
+    for order in ([6, 3, 0, 4, 2, 1, 5], [3, 6, 1, 0, 5, 2, 4]):
+        forest = Forest(torch.tensor(order), parent)
+        expected = tree_scan(x, transition, forest)
+        with cuda_kernels():
+            assert_close(tree_scan(x, transition, without_plan(forest)), expected)
+
+
+def test_tracing_leaves_no_plan_behind():
+    forest = without_plan(make_forest("random", 33))
+    x, transition = torch.randn(33, 2), torch.rand(33, 2)
+    expected = tree_scan(x, transition, make_forest("random", 33))
+    torch.compiler.reset()
+    scan = torch.compile(
+        lambda x, a, order, parent: tree_scan(x, a, Forest(order, parent)),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    with cuda_kernels():
+        assert_close(scan(x, transition, forest.order, forest.parent), expected)
+    torch.compiler.reset()
+
+
+def test_values_are_not_read_on_gpus():
+    assert not checks.values_are_checked(torch.device("cuda", 1))

@@ -1,0 +1,179 @@
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch_geometric
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groot_graph import Forest, minimum_spanning_forest, root_forest
+from groot_graph.ops.checks import values_are_checked
+from groot_graph.ops.root_forest import cuda
+from groot_graph.ops.root_forest.cuda import root_forest_cuda
+from groot_graph.ops.root_forest.reference import root_forest_reference
+from tests.cuda.on_host import cuda_kernels, without_plan
+from tests.cuda_host.sanitize import run_sanitized
+from tests.graphs import (
+    FOREST_KINDS,
+    forest_edges,
+    forests,
+    make_forest,
+    multigraphs,
+    random_graph,
+    to_edge_index,
+)
+
+SIZES = (1, 2, 3, 63, 257, 1025)
+
+
+def assert_equals_reference(edge_index, edge_mask, num_nodes, root):
+    order, parent, _ = root_forest_cuda(edge_index, edge_mask, num_nodes, root)
+    expected = root_forest_reference(edge_index, edge_mask, num_nodes, root)
+    assert torch.equal(parent, expected[1])
+    assert torch.equal(order, expected[0])
+
+
+def one_node_of_each_tree(edge_index, num_nodes, seed=0) -> torch.Tensor:
+    """In any sequence."""
+    component = Forest(*root_forest_reference(edge_index, None, num_nodes))
+    tree = torch.zeros(num_nodes, dtype=torch.long)
+    is_root = component.parent[component.order] == component.order
+    tree[component.order] = is_root.long().cumsum(0) - 1
+    shuffled = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.empty(int(is_root.sum()), dtype=torch.long)
+    chosen[tree[shuffled]] = shuffled
+    return chosen[torch.randperm(len(chosen))]
+
+
+@pytest.mark.parametrize("root", ["first", "last", "given"])
+@pytest.mark.parametrize("num_nodes", SIZES, ids=lambda n: f"N{n}")
+@pytest.mark.parametrize("kind", FOREST_KINDS)
+def test_equals_reference(kind, num_nodes, root):
+    edge_index = forest_edges(kind, num_nodes)
+    nodes = one_node_of_each_tree(edge_index, num_nodes) if root == "given" else root
+    with cuda_kernels():
+        assert_equals_reference(edge_index, None, num_nodes, nodes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_reference_on_kept_edges(seed):
+    edge_index, weight = random_graph(300, 900, seed), torch.rand(900)
+    edge_mask = minimum_spanning_forest(edge_index, weight, 300)
+    with cuda_kernels(seed):
+        assert_equals_reference(edge_index, edge_mask, 300, "last")
+
+
+@given(forest=forests(max_nodes=20), root=st.sampled_from(["first", "last"]))
+@settings(max_examples=60)
+def test_equals_reference_on_any_forest(forest, root):
+    edge_index, num_nodes = forest
+    with cuda_kernels():
+        assert_equals_reference(edge_index, None, num_nodes, root)
+
+
+@pytest.mark.parametrize("preempt", [False, True], ids=["whole-turns", "preempted"])
+def test_same_bits_in_any_order_of_threads(preempt):
+    edge_index = forest_edges("several", 700)
+    results = []
+    for seed in range(5):
+        with cuda_kernels(seed, preempt):
+            results.append(root_forest_cuda(edge_index, None, 700, "first"))
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@given(graph=multigraphs(), draw=st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_makes_a_forest_of_anything(graph, draw):
+    # On a GPU nothing is checked: cycles, self-loops and numbers out of range have to do no harm.
+    edges, num_nodes = graph
+    wrong = [(draw.choice([-1, num_nodes, 2**40, 0]), 0) for _ in range(draw.randrange(3))]
+    edge_index = to_edge_index(draw.sample(edges + wrong, len(edges) + len(wrong)))
+    roots = torch.tensor([draw.randrange(-2, num_nodes + 2) for _ in range(draw.randrange(4))])
+    with cuda_kernels(), unchecked():
+        for root in ("first", "last", roots.long()):
+            order, parent, _ = root_forest_cuda(edge_index, None, num_nodes, root)
+            assert order.sort().values.tolist() == list(range(num_nodes))
+            place = torch.empty_like(order)
+            place[order] = torch.arange(num_nodes)
+            is_root = parent == torch.arange(num_nodes)
+            assert torch.all((place[parent] < place) | is_root)
+            components = Forest(order, parent).num_trees
+            valid = edge_index[:, ((edge_index >= 0) & (edge_index < num_nodes)).all(dim=0)]
+            mask = minimum_spanning_forest(valid, torch.ones(valid.size(1)), num_nodes)
+            assert components == num_nodes - int(mask.sum())
+
+
+def unchecked():
+    """As on a GPU: values are not read."""
+    return patch.object(cuda, "values_are_checked", lambda device: False)
+
+
+@pytest.mark.parametrize(
+    "edges, root, message",
+    [
+        pytest.param([(0, 1), (1, 2), (2, 0)], "first", "no cycle", id="cycle"),
+        pytest.param([(0, 1), (1, 0)], "first", "no cycle", id="edge-twice"),
+        pytest.param([(1, 1)], "first", "no cycle", id="self-loop"),
+        pytest.param([(0, 1)], [0], "one node of each", id="tree-without-root"),
+        pytest.param([(0, 1), (1, 2), (2, 3)], [0, 1], "one node of each", id="two-roots"),
+    ],
+)
+def test_values_are_checked_where_they_may_be_read(edges, root, message):
+    edge_index = to_edge_index(edges)
+    root = root if isinstance(root, str) else torch.tensor(root)
+    with cuda_kernels(), pytest.raises(ValueError, match=message):
+        root_forest(edge_index, num_nodes=4, root=root)
+
+
+def test_debug_mode_checks_on_any_device():
+    cuda_device = torch.device("cuda")
+    assert not values_are_checked(cuda_device)
+    with torch_geometric.debug():
+        assert values_are_checked(cuda_device)
+
+
+def test_too_many_nodes_are_refused():
+    with cuda_kernels(), pytest.raises(ValueError, match="'num_nodes' must be at most"):
+        root_forest_cuda(to_edge_index([]), None, 2**30 + 1)
+
+
+def test_no_node():
+    with cuda_kernels():
+        forest = root_forest(to_edge_index([]), num_nodes=0)
+    assert forest.num_nodes == forest.num_trees == 0
+
+
+@pytest.mark.parametrize("kind", FOREST_KINDS)
+def test_plan_of_a_forest_known_by_its_parents(kind):
+    expected = make_forest(kind, 700, root="last")
+    with cuda_kernels():
+        forest = root_forest(forest_edges(kind, 700), num_nodes=700, root="last")
+        plan = cuda.root_forest_plan_cuda(expected.parent)
+    assert torch.equal(forest.parent, expected.parent)
+    assert torch.equal(plan, forest.plan)
+
+
+def test_parents_that_are_no_forest_are_refused():
+    for parent in ([1, 2, 0], [0, 3, 0], [0, -1, 0], [1, 0, 2]):
+        forest = Forest(torch.arange(3), torch.tensor(parent))
+        with cuda_kernels(), pytest.raises(ValueError, match="'forest' must"):
+            cuda.root_forest_plan_cuda(without_plan(forest).parent)
+
+
+def test_no_access_out_of_bounds():
+    run_sanitized("""
+import torch
+from groot_graph.ops.root_forest.cuda import root_forest_cuda
+from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels
+from tests.graphs import FOREST_KINDS, forest_edges, random_graph
+from tests.cuda.test_root_forest import unchecked
+for kind in FOREST_KINDS:
+    for num_nodes in (1, 2, 63, 601):
+        with cuda_kernels(num_nodes), unchecked():
+            root_forest_cuda(forest_edges(kind, num_nodes), None, num_nodes, "last")
+            edge_index = random_graph(num_nodes + 3, 2 * num_nodes) - 1
+            root_forest_cuda(edge_index, None, num_nodes, torch.tensor([-1, 0, num_nodes]))
+    with cuda_kernels(**SHORT_SEGMENTS):
+        root_forest_cuda(forest_edges(kind, 200), None, 200, "first")
+""")

@@ -1,0 +1,122 @@
+import pytest
+from hypothesis import given, settings
+
+from groot_graph import Forest
+from groot_graph.ops import segments
+from groot_graph.ops.root_forest.cuda import root_forest_cuda
+from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels
+from tests.graphs import FOREST_KINDS, forest_edges, forests
+
+ROOT, FIRST, LAST = 1, 2, 4
+LENGTHS = {
+    "as-on-a-gpu": {"most": segments.MOST, "few": segments.FEW},
+    "short": SHORT_SEGMENTS,
+    "odd": {"most": 7, "few": 9},
+}
+
+
+def lengths(test):
+    return pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS.keys())(test)
+
+
+def cut(edge_index, num_nodes, length) -> tuple[Forest, list]:
+    with cuda_kernels(**length):
+        order, parent, plan = root_forest_cuda(edge_index, None, num_nodes, "first")
+        return Forest(order, parent, plan), read(plan, num_nodes)
+
+
+def read(plan, num_nodes) -> list[dict]:
+    """The plan by levels, without what is beyond the counts."""
+    levels = []
+    for level in segments.levels_of(plan, num_nodes):
+        size = level.num_slots
+        row, flags, start, counts = level.plan.split([size, size, size + 1, 2])
+        num_segments, num_linked = counts.tolist()
+        num_rows = int(start[num_segments])
+        levels.append(
+            {
+                "row": row[:num_rows].tolist(),
+                "flags": flags[:num_rows].tolist(),
+                "start": start[: num_segments + 1].tolist(),
+                "num_linked": num_linked,
+                "num_slots": size,
+            }
+        )
+    return levels
+
+
+def check_level(level, num_rows, most, few):
+    assert sorted(level["row"]) == list(range(num_rows)), "every node has one slot"
+    start = level["start"]
+    assert start[0] == 0 and start[-1] == num_rows
+    longest = max((end - begin for begin, end in zip(start, start[1:], strict=False)), default=0)
+    is_highest = level["num_slots"] <= few
+    assert longest <= (few if is_highest else 2 * most - 1)
+    for begin, end in zip(start, start[1:], strict=False):
+        assert end > begin, "no segment is empty"
+        check_flags(level["flags"][begin:end])
+
+
+def check_flags(flags):
+    height = 0
+    for flag in flags:
+        height += bool(flag & FIRST)
+        height -= bool(flag & LAST)
+        assert height >= 0, "what ends has begun"
+    assert height == 0, "what begins in a segment ends in it"
+
+
+def check(forest, levels, length):
+    num_rows = forest.num_nodes
+    for level, higher in zip(levels, [*levels[1:], None], strict=True):
+        check_level(level, num_rows, **length)
+        assert sum(flag & ROOT for flag in level["flags"]) <= forest.num_trees
+        num_rows = level["num_linked"]
+        assert num_rows <= (higher["num_slots"] if higher else 0), "the bound of the level above"
+    is_root = [forest.parent[node] == node for node in levels[0]["row"]]
+    assert [bool(flag & ROOT) for flag in levels[0]["flags"]] == is_root
+
+
+@lengths
+@pytest.mark.parametrize("kind", FOREST_KINDS)
+def test_plan_is_what_the_walks_rely_on(kind, length):
+    for num_nodes in (1, 2, 63, 600, 1200):
+        forest, levels = cut(forest_edges(kind, num_nodes), num_nodes, length)
+        check(forest, levels, length)
+
+
+@given(forest=forests(max_nodes=60))
+@settings(max_examples=60)
+def test_plan_of_any_forest(forest):
+    edge_index, num_nodes = forest
+    if num_nodes > 0:
+        check(*cut(edge_index, num_nodes, SHORT_SEGMENTS), SHORT_SEGMENTS)
+
+
+def test_segments_are_nodes_of_one_chain_and_what_hangs_from_it():
+    forest, levels = cut(forest_edges("random", 1200), 1200, LENGTHS["odd"])
+    row, start = levels[0]["row"], levels[0]["start"]
+    for begin, end in zip(start, start[1:], strict=False):
+        inside = row[begin:end]
+        outside = {int(forest.parent[node]) for node in inside} - set(inside)
+        assert len(outside) <= 1, "one parent outside at most: the node the segment hangs from"
+
+
+@pytest.mark.parametrize("kind", ["chain", "star", "caterpillar", "binary", "random"])
+def test_walks_do_not_follow_the_depth(kind):
+    num_nodes = 5000
+    _, levels = cut(forest_edges(kind, num_nodes), num_nodes, LENGTHS["as-on-a-gpu"])
+    assert len(levels) == 2
+    assert len(levels[0]["start"]) - 1 <= 3 * num_nodes / segments.MOST
+    assert len(levels[1]["row"]) <= 3 * num_nodes / segments.MOST
+
+
+def test_number_of_levels_follows_the_logarithm_of_the_size():
+    sizes = {n: len(segments._level_sizes(n)) for n in (0, 512, 513, 10**5, 10**6, 10**7, 2**30)}
+    assert list(sizes.values()) == [1, 1, 2, 3, 4, 4, 5]
+
+
+def test_plan_holds_all_its_levels():
+    for num_nodes in [*range(3000), 10**6, 2**30]:
+        size = sum(3 * slots + 3 for slots in segments._level_sizes(num_nodes))
+        assert size <= segments.plan_size(num_nodes)
