@@ -10,7 +10,7 @@ const long long UNUSED = 0x7fffffffffffffffLL;
 // One of so many arcs is a splitter, from which one thread walks to the next splitter.
 const unsigned int ARCS_PER_SPLITTER = 16;
 // How many splitters a jump passes in one launch.
-const int JUMP = 8;
+const int JUMP = 16;
 
 __device__ inline bool is_inside(long long node, long long num_nodes) {
     return 0 <= node && node < num_nodes;

@@ -1,33 +1,52 @@
 // Cuts an ordered forest into segments of bounded length, for walks whose time does not follow the
-// depth of the trees. See segments.cuh for what a segment is and how it is walked.
+// depth of the trees. See segments.cuh for how segments are walked.
 //
-// A node is large where its subtree has more than `most` nodes. Large nodes joined to their last
-// child form chains; every other node belongs to the chain that its subtree hangs from, or to a
-// tree without large nodes. Slots are the places of the order, sorted stably by the number of light
-// edges between large nodes above: so a chain and what hangs from it are one range of slots.
+// A forest is given by its places in an order in which a subtree is a range of places: the place
+// `above` each, its own at a root, and the place where its subtree ends. The largest child's subtree
+// comes last.
+//
+// A node is large where its subtree has more than `most` nodes. Large nodes form chains, each going
+// on to the last child. A chain is made of pieces, which are large nodes and the whole small subtrees
+// that hang from them; light large children start chains of their own, which lie between the pieces.
+// A segment is a range of pieces; it starts where a chain starts, behind every chain that lies
+// between, and behind every piece that reaches another multiple of `most` places. Where two chains
+// follow each other, the segment between them is empty. So segments have fewer than 2 `most` nodes,
+// and what enters one from below enters it at its last large node.
+//
+// A tree without large nodes is one segment. The segments of all others are linked: they are the
+// nodes of a smaller forest, in its order.
 #include "common.cuh"
 #include "segment_flags.cuh"
 
-// Sort keys: below the first, the number of light edges above; then trees without large nodes; then
-// places that hold no node.
-const int SMALL_TREE = 64;
-const int NO_NODE = 128;
+// How many segments start at a place, and how many of them are linked, as one number to sum up.
+const unsigned long long ONE_SEGMENT = 1, ONE_LINKED = 1ULL << 32 | ONE_SEGMENT;
+
+__device__ inline int num_of(unsigned long long segments) {
+    return static_cast<int>(segments & 0xffffffffULL);
+}
+
+__device__ inline int num_linked_of(unsigned long long segments) {
+    return static_cast<int>(segments >> 32);
+}
 
 __device__ inline long long num_present(const int* count, long long num_places) {
     return count == nullptr ? num_places : *count;
-}
-
-__device__ inline bool is_last_child(const int* above, const int* end, long long place) {
-    return end[place] == end[above[place]];
 }
 
 __device__ inline bool is_large(const int* end, long long place, long long most) {
     return end[place] - place > most;
 }
 
+__device__ inline bool is_root(const int* above, long long place) { return above[place] == place; }
+
 // A child that does not go on its parent's chain.
 __device__ inline bool is_light(const int* above, const int* end, long long place) {
-    return above[place] != place && !is_last_child(above, end, place);
+    return !is_root(above, place) && end[place] != end[above[place]];
+}
+
+__device__ inline bool starts_chain(const int* above, const int* end, long long place,
+                                    long long most) {
+    return is_large(end, place, most) && is_light(above, end, place);
 }
 
 extern "C" __global__ void find_heaviest(const int* above, const int* end, const int* count,
@@ -70,112 +89,112 @@ extern "C" __global__ void reorder(const int* node_at, const int* above, const i
     }
 }
 
-// Differences between neighbours of the sort keys.
-extern "C" __global__ void mark_chains(const int* above, const int* end, const int* count,
-                                       int* difference, long long most, long long num_places) {
+// Where the piece at a place is followed by another one of its chain, that one's place, else -1.
+__device__ inline long long next_piece(const int* above, const int* end, long long place,
+                                       long long most) {
+    const bool large = is_large(end, place, most);
+    const bool hangs = !large && is_light(above, end, place) && is_large(end, above[place], most);
+    if (!large && !hangs) return -1;
+    const long long next = large ? place + 1 : end[place];
+    return starts_chain(above, end, next, most) ? -1 : next;
+}
+
+// Fills rows and flags, and marks where segments start. `ended_at` names the chain that ends at a
+// place between the pieces of another.
+extern "C" __global__ void mark_segments(const int* node_at, const int* above, const int* end,
+                                         const int* count, int* row, int* flags,
+                                         unsigned long long* starts, int* ended_at, long long most,
+                                         long long num_places) {
     const long long num_nodes = num_present(count, num_places);
-    if (thread_index() == 0) atomicAdd(difference + num_nodes, NO_NODE);
     for (long long place = thread_index(); place < num_nodes; place += num_threads()) {
-        const bool starts_chain = is_large(end, place, most) && is_light(above, end, place);
-        const bool is_small_tree = above[place] == place && !is_large(end, place, most);
-        if (!starts_chain && !is_small_tree) continue;
-        const int key = starts_chain ? 1 : SMALL_TREE;
-        atomicAdd(difference + place, key);
-        atomicAdd(difference + end[place], -key);
+        row[place] = node_at[place];
+        const bool large = is_large(end, place, most);
+        if (is_root(above, place)) {
+            atomicOr(flags + place, ROOT);
+            atomicAdd(starts + place, large ? ONE_LINKED : ONE_SEGMENT);
+        } else if (starts_chain(above, end, place, most)) {
+            atomicAdd(starts + place, ONE_LINKED);
+            atomicAdd(starts + end[place], ONE_LINKED);
+            ended_at[end[place]] = static_cast<int>(place);
+        } else if (is_light(above, end, place)) {
+            atomicOr(flags + place, FIRST);
+            atomicOr(flags + end[place] - 1, LAST);
+        }
+        const long long next = next_piece(above, end, place, most);
+        if (next >= 0 && place / most != next / most) atomicAdd(starts + next, ONE_LINKED);
     }
 }
 
-// Fills the slots, and marks those at which a segment starts: where a chain or a tree starts, after
-// large subtrees that lie between, and after each piece of a chain that reaches another multiple of
-// `most` slots. A piece is a large node, or a whole small subtree.
-extern "C" __global__ void fill_slots(const int* node_at, const int* above, const int* end,
-                                      const int* count, const long long* place_at, int* row,
-                                      int* flags, int* is_start, long long most,
-                                      long long num_places) {
-    const long long num_nodes = num_present(count, num_places);
-    for (long long slot = thread_index(); slot < num_nodes; slot += num_threads()) {
-        const long long place = place_at[slot];
-        const bool is_root = above[place] == place, large = is_large(end, place, most);
-        const bool light = is_light(above, end, place);
-        const int size = end[place] - static_cast<int>(place);
-        row[slot] = node_at[place];
-        if (is_root) atomicOr(flags + slot, ROOT);
-        if (light && !large) {
-            atomicOr(flags + slot, FIRST);
-            atomicOr(flags + slot + size - 1, LAST);
-        }
-        const bool starts_chain = is_root || (light && large);
-        if (starts_chain || place_at[slot - 1] != place - 1) is_start[slot] = 1;
-        const bool is_piece = large || (!is_root && is_large(end, above[place], most));
-        const long long after = slot + (large ? 1 : size);
-        if (is_piece && slot / most != after / most && after < num_nodes) is_start[after] = 1;
+// `segments` is the running sum of `starts`. Of two segments that start at a place the first is
+// empty.
+struct Marks {
+    const unsigned long long* starts;
+    const unsigned long long* segments;
+    const int* ended_at;
+
+    __device__ bool has_empty(long long place) const { return num_of(starts[place]) == 2; }
+
+    __device__ int last_linked(long long place) const { return num_linked_of(segments[place]) - 1; }
+
+    // The segment of the chain above that lies before a chain.
+    __device__ int before_chain(long long place) const {
+        return has_empty(place) ? last_linked(place) - 1 : last_linked(place - 1);
     }
+};
+
+// The segments as nodes of a smaller forest: what is above them, and where their subtrees end.
+struct Linked {
+    int* node_at;
+    int* above;
+    int* end;
+
+    __device__ void set(int segment, int segment_above, int segment_end) const {
+        node_at[segment] = segment;
+        above[segment] = segment_above;
+        end[segment] = segment_end;
+    }
+};
+
+__device__ inline void link_segments(const Marks& marks, const Linked& linked, const int* above,
+                                     const int* end, long long place, long long most) {
+    const int segment = marks.last_linked(place);
+    const bool large = is_large(end, place, most);
+    const long long whole = large ? end[place] : end[above[place]];
+    int segment_above = marks.last_linked(place - (place > 0));
+    if (is_root(above, place)) {
+        segment_above = segment;
+    } else if (starts_chain(above, end, place, most)) {
+        segment_above = marks.before_chain(place);
+    } else if (marks.ended_at[place] > 0) {
+        segment_above = marks.before_chain(marks.ended_at[place]);
+    }
+    linked.set(segment, segment_above, marks.last_linked(whole - 1) + 1);
+    if (!marks.has_empty(place)) return;
+    const int empty_end = marks.last_linked(end[above[place]] - 1) + 1;
+    linked.set(segment - 1, marks.before_chain(marks.ended_at[place]), empty_end);
 }
 
-// `num_started` is the running sum of the marks.
-extern "C" __global__ void list_segments(const unsigned char* key, const long long* place_at,
-                                         const int* is_start, const int* num_started,
-                                         const int* count, int* start, int* counts,
-                                         int* is_linked, long long num_places) {
-    const long long num_nodes = num_present(count, num_places);
-    for (long long slot = thread_index(); slot < num_nodes; slot += num_threads()) {
-        const bool in_large_tree = key[slot] < SMALL_TREE;
-        if (is_start[slot]) {
-            start[num_started[slot] - 1] = static_cast<int>(slot);
-            if (in_large_tree) is_linked[place_at[slot]] = 1;
-        }
-        const bool is_end = slot + 1 == num_nodes;
-        if (is_end) {
-            start[num_started[slot]] = static_cast<int>(num_nodes);
-            counts[0] = num_started[slot];
-        }
-        if (in_large_tree && (is_end || key[slot + 1] >= SMALL_TREE)) {
-            counts[1] = num_started[slot];
-        }
-    }
-}
-
-// The last slot before `slot` whose key is one less and whose place is lower: the chain above.
-__device__ inline long long find_slot_above(const unsigned char* key, const long long* place_at,
-                                            long long slot) {
-    const int wanted_key = key[slot] - 1;
-    long long low = 0, high = slot;
-    while (high - low > 1) {
-        const long long middle = (low + high) / 2;
-        const bool is_before = key[middle] < wanted_key ||
-                               (key[middle] == wanted_key && place_at[middle] < place_at[slot]);
-        if (is_before) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-// The segments of trees with large nodes as the nodes of a smaller forest, in its own order.
-// `num_linked` is the running sum over places of the marks of their first places.
-extern "C" __global__ void link_segments(const unsigned char* key, const long long* place_at,
-                                         const int* above, const int* end, const int* is_start,
-                                         const int* num_started, const int* start,
-                                         const int* num_linked, const int* count,
-                                         int* segment_at, int* segment_above, int* segment_end,
+extern "C" __global__ void list_segments(const int* above, const int* end, const int* count,
+                                         const unsigned long long* starts,
+                                         const unsigned long long* segments, const int* ended_at,
+                                         int* start, int* linked_as, int* counts,
+                                         int* linked_node_at, int* linked_above, int* linked_end,
                                          long long most, long long num_places) {
     const long long num_nodes = num_present(count, num_places);
-    for (long long slot = thread_index(); slot < num_nodes; slot += num_threads()) {
-        if (!is_start[slot] || key[slot] >= SMALL_TREE) continue;
-        const long long place = place_at[slot];
-        const bool is_root = above[place] == place, large = is_large(end, place, most);
-        const int position = num_linked[place] - 1;
-        int position_above = position;
-        if (!is_root) {
-            const bool starts_chain = large && is_light(above, end, place);
-            const long long slot_above =
-                starts_chain ? find_slot_above(key, place_at, slot) : slot - 1;
-            position_above = num_linked[place_at[start[num_started[slot_above] - 1]]] - 1;
+    const Marks marks = {starts, segments, ended_at};
+    const Linked linked = {linked_node_at, linked_above, linked_end};
+    for (long long place = thread_index(); place < num_nodes; place += num_threads()) {
+        const int num_segments = num_of(segments[place]), num_here = num_of(starts[place]);
+        const bool is_linked = num_linked_of(starts[place]) > 0;
+        if (place + 1 == num_nodes) {
+            start[num_segments] = static_cast<int>(num_nodes);
+            counts[0] = num_segments;
+            counts[1] = num_linked_of(segments[place]);
         }
-        segment_at[position] = num_started[slot] - 1;
-        segment_above[position] = position_above;
-        segment_end[position] = num_linked[(large ? end[place] : end[above[place]]) - 1];
+        for (int back = 1; back <= num_here; ++back) {
+            start[num_segments - back] = static_cast<int>(place);
+            linked_as[num_segments - back] = is_linked ? marks.last_linked(place) + 1 - back : -1;
+        }
+        if (is_linked) link_segments(marks, linked, above, end, place, most);
     }
 }

@@ -1,10 +1,10 @@
 // Walks along the segments of a forest: linear recurrences over trees in a time that does not follow
 // their depth.
 //
-// A segment is a range of slots that one thread walks for one channel: a piece of a chain with the
-// small subtrees that hang from it, nodes before their children. Along the chain every sum that a
-// recurrence makes is affine in the two values that enter the segment: what its lowest node hears
-// from below, and what its first node hears from its parent. So
+// A segment is a range of places that one thread walks for one channel: a part of a chain with the
+// small subtrees that hang from it, nodes before their children (segments.cu cuts them). Along the
+// chain every sum that a recurrence makes is affine in the two values that enter the segment: what
+// its lowest node hears from below, and what its first node hears from its parent. So
 //
 //   reduce   walks every segment once and leaves it as one node of a smaller forest;
 //   finish   walks it again once those two values are known, from the smaller forest's own finish.
@@ -35,16 +35,17 @@ __device__ constexpr bool runs_down(int vector) {
 
 // One level of the hierarchy of forests, as cut by segments.cu.
 struct Level {
-    const int* row;    // by slot: the node's row in the level's arrays
-    const int* flags;  // by slot
-    const int* start;  // by segment: its first slot
+    const int* row;        // by place: the node's row in the level's arrays
+    const int* flags;      // by place
+    const int* start;      // by segment: its first place
+    const int* linked_as;  // by segment: its row in the next level, or -1
     int num_segments;
-    int num_linked;    // the segments that are nodes of the next level; they come first
 };
 
-__device__ inline Level read_level(const int* plan, long long num_slots) {
-    const int* counts = plan + 3 * num_slots + 1;
-    return {plan, plan + num_slots, plan + 2 * num_slots, counts[0], counts[1]};
+__device__ inline Level read_level(const int* plan, long long num_places) {
+    const int* start = plan + 2 * num_places;
+    const int* linked_as = start + num_places + 1;
+    return {plan, plan + num_places, start, linked_as, linked_as[num_places]};
 }
 
 template <int NUM_STATES>
@@ -133,10 +134,10 @@ __device__ Node<NUM_STATES> reduce_segment(const Nodes& nodes, const Level& leve
         int flags[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            const int slot = end - 1 - ahead;
-            if (slot < first) continue;
-            flags[ahead] = level.flags[slot];
-            loaded[ahead] = nodes.load(level.row[slot], flags[ahead] & ROOT);
+            const int place = end - 1 - ahead;
+            if (place < first) continue;
+            flags[ahead] = level.flags[place];
+            loaded[ahead] = nodes.load(level.row[place], flags[ahead] & ROOT);
         }
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
@@ -166,10 +167,10 @@ __device__ void walk_up(Nodes& nodes, const Level& level, int segment, Values<NU
         int flags[Nodes::AHEAD], row[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            const int slot = end - 1 - ahead;
-            if (slot < first) continue;
-            flags[ahead] = level.flags[slot];
-            row[ahead] = level.row[slot];
+            const int place = end - 1 - ahead;
+            if (place < first) continue;
+            flags[ahead] = level.flags[place];
+            row[ahead] = level.row[place];
             loaded[ahead] = nodes.load(row[ahead], flags[ahead] & ROOT);
         }
 #pragma unroll
@@ -199,10 +200,10 @@ __device__ void walk_down(Nodes& nodes, const Level& level, int segment,
         int flags[Nodes::AHEAD], row[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            const int slot = begin + ahead;
-            if (slot >= end) continue;
-            flags[ahead] = level.flags[slot];
-            row[ahead] = level.row[slot];
+            const int place = begin + ahead;
+            if (place >= end) continue;
+            flags[ahead] = level.flags[place];
+            row[ahead] = level.row[place];
             loaded[ahead] = nodes.load_again(row[ahead], flags[ahead] & ROOT);
         }
 #pragma unroll
@@ -329,24 +330,25 @@ __device__ inline Share share_of_thread(long long num_columns, long long num_wal
     return {walk < num_walks ? walk : 0x7fffffffLL, thread_index() % num_columns};
 }
 
-extern "C" __global__ void reduce_level(const int* plan, long long num_slots, long long num_walks,
+extern "C" __global__ void reduce_level(const int* plan, long long num_places, long long num_walks,
                                         VALUE* memory, long long num_rows, VALUE* memory_above,
                                         long long num_rows_above, long long num_columns) {
-    const Level level = read_level(plan, num_slots);
+    const Level level = read_level(plan, num_places);
     const Share share = share_of_thread(num_columns, num_walks);
     const ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
-    for (long long segment = share.first_segment; segment < level.num_linked;
+    for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
+        if (level.linked_as[segment] < 0) continue;
         const Node<1> whole = reduce_segment<1, REDUCED_DEPTH>(nodes, level, segment);
-        write_reduced(above, segment, share.column, 1, whole);
+        write_reduced(above, level.linked_as[segment], share.column, 1, whole);
     }
 }
 
-extern "C" __global__ void finish_level(const int* plan, long long num_slots, long long num_walks,
+extern "C" __global__ void finish_level(const int* plan, long long num_places, long long num_walks,
                                         VALUE* memory, long long num_rows, VALUE* memory_above,
                                         long long num_rows_above, long long num_columns) {
-    const Level level = read_level(plan, num_slots);
+    const Level level = read_level(plan, num_places);
     const Share share = share_of_thread(num_columns, num_walks);
     ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
@@ -355,7 +357,8 @@ extern "C" __global__ void finish_level(const int* plan, long long num_slots, lo
         Values<1> sum, heard;
         set(sum, 0);
         set(heard, 0);
-        if (segment < level.num_linked) read_entering(above, segment, share.column, 1, sum, heard);
+        const int row = level.linked_as[segment];
+        if (row >= 0) read_entering(above, row, share.column, 1, sum, heard);
         if (DIRECTION != DOWN || IS_BACKWARD) {
             walk_up<1, REDUCED_DEPTH>(nodes, level, segment, sum);
         }

@@ -281,14 +281,16 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
                                             num_channels, num_states);
     InputNodes nodes = {operands, {}, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
-    for (long long segment = share.first_segment; segment < level.num_linked;
+    for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
+        const int row = level.linked_as[segment];
+        if (row < 0) continue;
         for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
             nodes.start(state);
             const Node<STATES_PER_WALK> whole =
                 reduce_segment<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment);
             const long long column = share.column * num_states + state;
-            write_reduced(above, segment, column, nodes.num_states(), whole);
+            write_reduced(above, row, column, nodes.num_states(), whole);
         }
     }
 }
@@ -315,15 +317,14 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
     for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
+        const int row = level.linked_as[segment];
         for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
             nodes.start(state);
             Values<STATES_PER_WALK> sum, heard;
             set(sum, 0);
             set(heard, 0);
             const long long column = channel * num_states + state;
-            if (segment < level.num_linked) {
-                read_entering(above, segment, column, nodes.num_states(), sum, heard);
-            }
+            if (row >= 0) read_entering(above, row, column, nodes.num_states(), sum, heard);
             if (IS_BACKWARD || DIRECTION != DOWN) {
                 walk_up<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment, sum);
             }

@@ -129,10 +129,11 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
     const Operands operands = {x, transition, grad, nullptr, nullptr, nullptr, num_channels};
     const InputNodes nodes = {operands, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
-    for (long long segment = share.first_segment; segment < level.num_linked;
+    for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
+        if (level.linked_as[segment] < 0) continue;
         const Node<1> whole = reduce_segment<1, INPUT_DEPTH>(nodes, level, segment);
-        write_reduced(above, segment, share.column, 1, whole);
+        write_reduced(above, level.linked_as[segment], share.column, 1, whole);
     }
 }
 
@@ -152,7 +153,8 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
         Values<1> sum, heard;
         set(sum, 0);
         set(heard, 0);
-        if (segment < level.num_linked) read_entering(above, segment, share.column, 1, sum, heard);
+        const int row = level.linked_as[segment];
+        if (row >= 0) read_entering(above, row, share.column, 1, sum, heard);
         if (IS_BACKWARD || DIRECTION != DOWN) walk_up<1, INPUT_DEPTH>(nodes, level, segment, sum);
         if (IS_BACKWARD || DIRECTION != UP) walk_down<1, INPUT_DEPTH>(nodes, level, segment, heard);
     }

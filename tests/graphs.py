@@ -1,5 +1,6 @@
 """Graphs and forests that the tests share."""
 
+import math
 import random
 
 import torch
@@ -7,15 +8,26 @@ from hypothesis import strategies as st
 
 from groot_graph import Forest, root_forest
 
-FOREST_KINDS = ("chain", "star", "caterpillar", "binary", "random", "several", "isolated")
+FOREST_KINDS = (
+    "chain",
+    "star",
+    "spider",
+    "caterpillar",
+    "binary",
+    "random",
+    "several",
+    "isolated",
+)
 
 
 def forest_parents(kind: str, num_nodes: int, seed: int = 0) -> list[int]:
     """The parent of every node, -1 at a root; a parent has a lower number than its children."""
     draw = random.Random(seed)
+    leg = math.isqrt(num_nodes)
     parent_of = {
         "chain": lambda i: i - 1,
         "star": lambda i: 0,
+        "spider": lambda i: i - 1 if i % leg != 1 % leg else 0,
         "caterpillar": lambda i: i - 1 if i % 2 else i - 2,
         "binary": lambda i: (i - 1) // 2,
         "random": lambda i: draw.randrange(i),

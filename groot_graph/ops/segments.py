@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groot_graph.ops.kernels import launch
 
-# A segment has fewer than twice as many slots; a subtree of more nodes is large.
+# A segment has fewer than twice as many nodes; a subtree of more nodes is large.
 MOST = 128
 # A forest of so few nodes is not cut: a whole tree is a segment.
 FEW = 512
@@ -22,25 +22,26 @@ class Level(NamedTuple):
     r"""One forest of the hierarchy.
 
     Attributes:
-        plan: What the kernels read: row and flags by slot, the segments' starts, and two counts.
-        num_slots: The bound on the number of nodes.
+        plan: What the kernels read: row and flags by place, the segments' starts and their numbers
+            in the next level, and the numbers of segments and of nodes of the next level.
+        num_places: The bound on the number of nodes.
     """
 
     plan: Tensor
-    num_slots: int
+    num_places: int
 
 
 def plan_size(num_nodes: int) -> int:
     r"""A bound on the size of the plan of a forest that needs no loop over its levels."""
-    return 4 * num_nodes + 64
+    return 5 * num_nodes + 64
 
 
 def levels_of(plan: Tensor, num_nodes: int) -> list[Level]:
     r"""The plan by levels, the forest of the input first."""
     levels, begin = [], 0
-    for num_slots in _level_sizes(num_nodes):
-        size = 3 * num_slots + 3
-        levels.append(Level(plan[begin : begin + size], num_slots))
+    for num_places in _level_sizes(num_nodes):
+        size = 4 * num_places + 3
+        levels.append(Level(plan[begin : begin + size], num_places))
         begin += size
     return levels
 
@@ -49,7 +50,7 @@ def _level_sizes(num_nodes: int) -> list[int]:
     sizes = [num_nodes]
     while sizes[-1] > FEW:
         # Of the segments of large trees at most one in MOST nodes starts with a chain, one behind
-        # a large subtree, and one at a multiple of MOST slots.
+        # a chain, and one behind a multiple of MOST places.
         sizes.append(3 * sizes[-1] // MOST)
     return sizes
 
@@ -66,49 +67,49 @@ def cut(node_at: Tensor, above: Tensor, end: Tensor) -> Tensor:
     num_nodes = node_at.size(0)
     plan = torch.zeros(plan_size(num_nodes), dtype=torch.int32, device=node_at.device)
     levels = levels_of(plan, num_nodes)
-    count = None
+    forest, count = (node_at, above, end), None
     for level, higher in zip(levels, [*levels[1:], None], strict=True):
         if count is not None:
-            node_at, above, end = _heaviest_last(node_at, above, end, count)
-        most = MOST if higher is not None else level.num_slots + 1
-        node_at, above, end = _cut_level(level, node_at, above, end, count, most, higher)
-        count = level.plan[-1:]
+            forest = _heaviest_last(*forest, count)
+        # On the highest level no tree is large.
+        most = level.num_places + 1 if higher is None else MOST
+        linked = _linked_forest(plan, higher)
+        _cut_level(level, forest, count, most, linked)
+        forest, count = linked, level.plan[-1:]
     return plan
 
 
-def _heaviest_last(node_at: Tensor, above: Tensor, end: Tensor, count: Tensor):
-    num_slots = node_at.size(0)
-    heaviest = torch.zeros(num_slots, dtype=torch.int64, device=count.device)
-    move = torch.zeros(num_slots + 1, dtype=torch.int32, device=count.device)
-    _launch("find_heaviest", num_slots, above, end, count, heaviest, num_slots)
-    _launch("move_heaviest_last", num_slots, above, end, count, heaviest, move, num_slots)
+def _linked_forest(plan: Tensor, level: Level | None) -> tuple:
+    r"""Room for the nodes of the level above."""
+    if level is None:
+        return None, None, None
+    return tuple(plan.new_empty(3, level.num_places))
+
+
+def _heaviest_last(node_at: Tensor, above: Tensor, end: Tensor, count: Tensor) -> tuple:
+    num_places = node_at.size(0)
+    heaviest = torch.zeros(num_places, dtype=torch.int64, device=count.device)
+    move = torch.zeros(num_places + 1, dtype=torch.int32, device=count.device)
+    _launch("find_heaviest", num_places, above, end, count, heaviest, num_places)
+    _launch("move_heaviest_last", num_places, above, end, count, heaviest, move, num_places)
     moved = move.cumsum(0, dtype=torch.int32)
-    reordered = tuple(torch.empty_like(values) for values in (node_at, above, end))
-    _launch("reorder", num_slots, node_at, above, end, count, moved, *reordered, num_slots)
+    reordered = tuple(node_at.new_empty(3, num_places))
+    _launch("reorder", num_places, node_at, above, end, count, moved, *reordered, num_places)
     return reordered
 
 
-def _cut_level(level, node_at, above, end, count, most, higher):
-    num_slots = level.num_slots
-    row, flags, start, counts = level.plan.split([num_slots, num_slots, num_slots + 1, 2])
-    marks = torch.zeros(3, num_slots + 1, dtype=torch.int32, device=row.device)
-    difference, is_start, is_linked = marks
-    _launch("mark_chains", max(num_slots, 1), above, end, count, difference, most, num_slots)
-    key = difference[:num_slots].cumsum(0, dtype=torch.uint8)
-    key, place_at = key.sort(stable=True)
-    forest = (node_at, above, end, count)
-    _launch("fill_slots", num_slots, *forest, place_at, row, flags, is_start, most, num_slots)
-    num_started = is_start.cumsum(0, dtype=torch.int32)
-    segments = (key, place_at, is_start, num_started, count, start, counts, is_linked, num_slots)
-    _launch("list_segments", num_slots, *segments)
-    if higher is None:
-        return None, None, None
-
-    num_linked = is_linked.cumsum(0, dtype=torch.int32)
-    linked = tuple(row.new_empty(higher.num_slots) for _ in range(3))
-    arguments = (key, place_at, above, end, is_start, num_started, start, num_linked, count)
-    _launch("link_segments", num_slots, *arguments, *linked, most, num_slots)
-    return linked
+def _cut_level(level: Level, forest: tuple, count, most: int, linked: tuple) -> None:
+    size = level.num_places
+    row, flags, start, linked_as, counts = level.plan.split([size, size, size + 1, size, 2])
+    # A chain between the pieces of another ends before the last place, so `size` are enough.
+    starts = torch.zeros(size, dtype=torch.int64, device=row.device)
+    ended_at = torch.zeros(size, dtype=torch.int32, device=row.device)
+    marks = starts, ended_at
+    _launch("mark_segments", size, *forest, count, row, flags, *marks, most, size)
+    segments = starts.cumsum(0)
+    _, above, end = forest
+    arguments = (above, end, count, starts, segments, ended_at, start, linked_as, counts)
+    _launch("list_segments", size, *arguments, *linked, most, size)
 
 
 def _launch(kernel: str, num_threads: int, *arguments) -> None:

@@ -51,13 +51,13 @@ class Walks:
         }
         row_size = (5 if is_backward else 3) * num_columns
         self.memory = [
-            torch.empty(level.num_slots * row_size, dtype=dtype, device=forest.device)
+            torch.empty(level.num_places * row_size, dtype=dtype, device=forest.device)
             for level in self.levels[1:]
         ]
 
     def run(self, inputs: tuple, outputs: tuple) -> None:
         r"""Launches all kernels; what the walks along the input take besides comes as arguments."""
-        num_nodes = self.levels[0].num_slots
+        num_nodes = self.levels[0].num_places
         if num_nodes * self.num_columns == 0:
             return
         num_threads = self.num_walks * self.width
@@ -75,14 +75,14 @@ class Walks:
         r"""The memory of a level and its number of rows; none above the highest."""
         if number == len(self.levels):
             return None, 0
-        return self.memory[number - 1], self.levels[number].num_slots
+        return self.memory[number - 1], self.levels[number].num_places
 
     def _launch_level(self, kernel: str, number: int) -> None:
-        plan, num_slots = self.levels[number]
-        num_walks = _num_walks(self.num_columns, num_slots)
+        plan, num_places = self.levels[number]
+        num_walks = _num_walks(self.num_columns, num_places)
         arrays = (*self._arrays(number), *self._arrays(number + 1), self.num_columns)
         num_threads = num_walks * self.num_columns
-        self._launch(kernel, num_threads, plan, num_slots, num_walks, *arrays)
+        self._launch(kernel, num_threads, plan, num_places, num_walks, *arrays)
 
     def _launch(self, kernel: str, num_threads: int, *arguments) -> None:
         launch(self.operation, kernel, num_threads, *arguments, **self.macros)

@@ -36,7 +36,7 @@ def cuda_kernels(
         patch.object(segments, "MOST", most),
         patch.object(segments, "FEW", few),
         # Short segments shrink a forest by less from level to level.
-        patch.object(segments, "plan_size", lambda num_nodes: 16 * num_nodes + 256),
+        patch.object(segments, "plan_size", lambda num_nodes: 20 * num_nodes + 256),
     ):
         yield
 

@@ -29,8 +29,8 @@ def read(plan, num_nodes) -> list[dict]:
     """The plan by levels, without what is beyond the counts."""
     levels = []
     for level in segments.levels_of(plan, num_nodes):
-        size = level.num_slots
-        row, flags, start, counts = level.plan.split([size, size, size + 1, 2])
+        size = level.num_places
+        row, flags, start, linked_as, counts = level.plan.split([size, size, size + 1, size, 2])
         num_segments, num_linked = counts.tolist()
         num_rows = int(start[num_segments])
         levels.append(
@@ -38,22 +38,25 @@ def read(plan, num_nodes) -> list[dict]:
                 "row": row[:num_rows].tolist(),
                 "flags": flags[:num_rows].tolist(),
                 "start": start[: num_segments + 1].tolist(),
+                "linked_as": linked_as[:num_segments].tolist(),
                 "num_linked": num_linked,
-                "num_slots": size,
+                "num_places": size,
             }
         )
     return levels
 
 
 def check_level(level, num_rows, most, few):
-    assert sorted(level["row"]) == list(range(num_rows)), "every node has one slot"
+    assert sorted(level["row"]) == list(range(num_rows)), "every node has one place"
     start = level["start"]
     assert start[0] == 0 and start[-1] == num_rows
     longest = max((end - begin for begin, end in zip(start, start[1:], strict=False)), default=0)
-    is_highest = level["num_slots"] <= few
+    is_highest = level["num_places"] <= few
     assert longest <= (few if is_highest else 2 * most - 1)
+    linked = [row for row in level["linked_as"] if row >= 0]
+    assert linked == list(range(level["num_linked"])), "linked in their sequence"
     for begin, end in zip(start, start[1:], strict=False):
-        assert end > begin, "no segment is empty"
+        assert end >= begin
         check_flags(level["flags"][begin:end])
 
 
@@ -72,7 +75,7 @@ def check(forest, levels, length):
         check_level(level, num_rows, **length)
         assert sum(flag & ROOT for flag in level["flags"]) <= forest.num_trees
         num_rows = level["num_linked"]
-        assert num_rows <= (higher["num_slots"] if higher else 0), "the bound of the level above"
+        assert num_rows <= (higher["num_places"] if higher else 0), "the bound of the level above"
     is_root = [forest.parent[node] == node for node in levels[0]["row"]]
     assert [bool(flag & ROOT) for flag in levels[0]["flags"]] == is_root
 
@@ -102,7 +105,7 @@ def test_segments_are_nodes_of_one_chain_and_what_hangs_from_it():
         assert len(outside) <= 1, "one parent outside at most: the node the segment hangs from"
 
 
-@pytest.mark.parametrize("kind", ["chain", "star", "caterpillar", "binary", "random"])
+@pytest.mark.parametrize("kind", ["chain", "star", "spider", "caterpillar", "binary", "random"])
 def test_walks_do_not_follow_the_depth(kind):
     num_nodes = 5000
     _, levels = cut(forest_edges(kind, num_nodes), num_nodes, LENGTHS["as-on-a-gpu"])
@@ -118,5 +121,13 @@ def test_number_of_levels_follows_the_logarithm_of_the_size():
 
 def test_plan_holds_all_its_levels():
     for num_nodes in [*range(3000), 10**6, 2**30]:
-        size = sum(3 * slots + 3 for slots in segments._level_sizes(num_nodes))
+        size = sum(4 * places + 3 for places in segments._level_sizes(num_nodes))
         assert size <= segments.plan_size(num_nodes)
+
+
+def test_chains_that_follow_each_other_have_an_empty_segment_between():
+    # The root is in one leg. Of the 9 others one goes on, and 8 start chains of their own.
+    forest, levels = cut(forest_edges("spider", 101), 101, LENGTHS["short"])
+    start = levels[0]["start"]
+    assert sum(begin == end for begin, end in zip(start, start[1:], strict=False)) == 7
+    check(forest, levels, LENGTHS["short"])

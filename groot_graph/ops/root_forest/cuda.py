@@ -11,7 +11,7 @@ from groot_graph.ops.segments import cut, plan_size
 MOST = 2**30
 UNUSED = 2**63 - 1
 # How many splitters the kernel `jump` passes in one launch.
-JUMP = 8
+JUMP = 16
 
 
 @on_current_stream
