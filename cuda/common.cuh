@@ -6,9 +6,7 @@ __device__ inline long long thread_index() {
     return blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
 }
 
-__device__ inline long long num_threads() {
-    return gridDim.x * static_cast<long long>(blockDim.x);
-}
+__device__ inline long long num_threads() { return gridDim.x * static_cast<long long>(blockDim.x); }
 
 // Union-find over `link`, which leads every node to a lower one of its tree, and a root to itself.
 // Lock-free: other threads may join trees meanwhile, so a root may have become an inner node by the

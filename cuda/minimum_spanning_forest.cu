@@ -30,18 +30,19 @@ __device__ inline void offer(Key* lowest, int root, Key key) {
 }
 
 // Every node is a tree; self-loops, and edges to nodes that do not exist, are dead.
-extern "C" __global__ void start_forest(
-    const long long* source, const long long* target, long long num_edges, long long num_nodes,
-    long long num_rounds, int* link, Key* lowest, Ends* ends, int* has_living, bool* edge_mask) {
+extern "C" __global__ void start_forest(const long long* source, const long long* target,
+                                        long long num_edges, long long num_nodes,
+                                        long long num_rounds, int* link, Key* lowest, Ends* ends,
+                                        int* has_living, bool* edge_mask) {
     for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
         link[node] = static_cast<int>(node);
         lowest[node] = NO_EDGE;
     }
     for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
         const long long first = source[edge], second = target[edge];
-        const bool is_valid =
-            first >= 0 && first < num_nodes && second >= 0 && second < num_nodes;
-        ends[edge] = is_valid ? Ends{static_cast<int>(first), static_cast<int>(second)} : Ends{0, 0};
+        const bool is_valid = first >= 0 && first < num_nodes && second >= 0 && second < num_nodes;
+        ends[edge] =
+            is_valid ? Ends{static_cast<int>(first), static_cast<int>(second)} : Ends{0, 0};
         edge_mask[edge] = false;
     }
     for (long long round = thread_index(); round < num_rounds; round += num_threads()) {
@@ -50,9 +51,9 @@ extern "C" __global__ void start_forest(
 }
 
 // Looks the roots of every living edge up, and offers the edge to both.
-extern "C" __global__ void find_lowest(
-    const int* weight, long long is_float, long long num_edges, long long round, int* link,
-    Key* lowest, Ends* ends, int* has_living) {
+extern "C" __global__ void find_lowest(const int* weight, long long is_float, long long num_edges,
+                                       long long round, int* link, Key* lowest, Ends* ends,
+                                       int* has_living) {
     if (round > 0 && !has_living[round - 1]) return;
     bool found_living = false;
     for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
@@ -74,9 +75,8 @@ extern "C" __global__ void find_lowest(
 }
 
 // Joins every tree along its lowest edge, and takes the offer back for the next round.
-extern "C" __global__ void join_lowest(
-    long long num_nodes, long long round, int* link, Key* lowest, const Ends* ends,
-    const int* has_living, bool* edge_mask) {
+extern "C" __global__ void join_lowest(long long num_nodes, long long round, int* link, Key* lowest,
+                                       const Ends* ends, const int* has_living, bool* edge_mask) {
     if (!has_living[round]) return;
     for (long long root = thread_index(); root < num_nodes; root += num_threads()) {
         const Key key = lowest[root];

@@ -1,7 +1,7 @@
-// Rooting a forest: the Euler tour of every tree, ranked as a linked list, gives parents and subtree
-// sizes, whatever the depth. An edge is two arcs, and arcs are numbered by (source, target), so that
-// the arcs out of a node are neighbours. Arrays are padded: how many edges are kept, only the device
-// knows.
+// Rooting a forest: the Euler tour of every tree, ranked as a linked list, gives parents and
+// subtree sizes, whatever the depth. An edge is two arcs, and arcs are numbered by (source,
+// target), so that the arcs out of a node are neighbours. Arrays are padded: how many edges are
+// kept, only the device knows.
 #include "common.cuh"
 
 const int NONE = -1;
@@ -11,6 +11,14 @@ const long long UNUSED = 0x7fffffffffffffffLL;
 const unsigned int ARCS_PER_SPLITTER = 16;
 // How many splitters a jump passes in one launch.
 const int JUMP = 16;
+
+__device__ inline long long key_of(long long source, long long target) {
+    return source << 32 | target;
+}
+
+__device__ inline int source_of(long long key) { return static_cast<int>(key >> 32); }
+
+__device__ inline int target_of(long long key) { return static_cast<int>(key & 0xffffffffLL); }
 
 __device__ inline bool is_inside(long long node, long long num_nodes) {
     return 0 <= node && node < num_nodes;
@@ -42,11 +50,10 @@ extern "C" __global__ void start_nodes(int* link, int* chosen, int* first_arc, i
 }
 
 // An edge is kept where it joins two trees, so the kept edges form a forest whatever the input is.
-extern "C" __global__ void join_edges(const long long* source, const long long* target,
-                                      const bool* edge_mask, int* link, int* is_kept,
-                                      long long num_edges, long long num_nodes) {
+extern "C" __global__ void join_edges(const long long* edge_index, const bool* edge_mask, int* link,
+                                      int* is_kept, long long num_edges, long long num_nodes) {
     for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
-        const long long first = source[edge], second = target[edge];
+        const long long first = edge_index[edge], second = edge_index[num_edges + edge];
         const bool is_edge = (edge_mask == nullptr || edge_mask[edge]) && first != second &&
                              is_inside(first, num_nodes) && is_inside(second, num_nodes);
         is_kept[edge] =
@@ -69,28 +76,27 @@ extern "C" __global__ void choose_roots(const long long* offered, const int* lab
     }
 }
 
-extern "C" __global__ void list_arcs(const long long* source, const long long* target,
-                                     const int* is_kept, const int* num_kept, long long* arc_key,
-                                     long long num_edges, long long num_nodes) {
+extern "C" __global__ void list_arcs(const long long* edge_index, const int* is_kept,
+                                     const int* num_kept, long long* arc_key, long long num_edges) {
     for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
         if (!is_kept[edge]) continue;
         const long long arc = 2 * (num_kept[edge] - 1LL);
-        arc_key[arc] = source[edge] * num_nodes + target[edge];
-        arc_key[arc + 1] = target[edge] * num_nodes + source[edge];
+        const long long first = edge_index[edge], second = edge_index[num_edges + edge];
+        arc_key[arc] = key_of(first, second);
+        arc_key[arc + 1] = key_of(second, first);
     }
 }
 
 // After sorting: where each node's arcs begin and end, and where each listed arc went.
 extern "C" __global__ void find_arcs(const long long* arc_key, const long long* listed_as,
                                      int* arc_of_listed, int* first_arc, int* end_arc,
-                                     long long num_arcs, long long num_nodes) {
+                                     long long num_arcs) {
     for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
         if (arc_key[arc] == UNUSED) continue;
         arc_of_listed[listed_as[arc]] = static_cast<int>(arc);
-        const long long node = arc_key[arc] / num_nodes;
-        const bool is_first = arc == 0 || arc_key[arc - 1] / num_nodes != node;
-        const bool is_last = arc + 1 == num_arcs || arc_key[arc + 1] == UNUSED ||
-                             arc_key[arc + 1] / num_nodes != node;
+        const int node = source_of(arc_key[arc]);
+        const bool is_first = arc == 0 || source_of(arc_key[arc - 1]) != node;
+        const bool is_last = arc + 1 == num_arcs || source_of(arc_key[arc + 1]) != node;
         if (is_first) first_arc[node] = static_cast<int>(arc);
         if (is_last) end_arc[node] = static_cast<int>(arc) + 1;
     }
@@ -101,13 +107,11 @@ extern "C" __global__ void find_arcs(const long long* arc_key, const long long* 
 extern "C" __global__ void link_arcs(const long long* arc_key, const long long* listed_as,
                                      const int* arc_of_listed, const int* first_arc,
                                      const int* end_arc, const int* label, const int* chosen,
-                                     int* twin, int* next, bool* is_splitter, long long num_arcs,
-                                     long long num_nodes) {
+                                     int* twin, int* next, bool* is_splitter, long long num_arcs) {
     for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
         is_splitter[arc] = false;
         if (arc_key[arc] == UNUSED) continue;
-        const int source = static_cast<int>(arc_key[arc] / num_nodes);
-        const int node = static_cast<int>(arc_key[arc] % num_nodes);
+        const int source = source_of(arc_key[arc]), node = target_of(arc_key[arc]);
         const int back = arc_of_listed[listed_as[arc] ^ 1];
         const int root = root_of(label, chosen, node);
         twin[arc] = back;
@@ -118,9 +122,9 @@ extern "C" __global__ void link_arcs(const long long* arc_key, const long long* 
     }
 }
 
-extern "C" __global__ void walk_to_splitters(const int* next, const bool* is_splitter, int* splitter,
-                                             int* place, int* next_splitter, int* num_to_next,
-                                             long long num_arcs) {
+extern "C" __global__ void walk_to_splitters(const int* next, const bool* is_splitter,
+                                             int* splitter, int* place, int* next_splitter,
+                                             int* num_to_next, long long num_arcs) {
     for (long long start = thread_index(); start < num_arcs; start += num_threads()) {
         if (!is_splitter[start]) continue;
         int arc = static_cast<int>(start), num_walked = 0;
@@ -150,8 +154,8 @@ extern "C" __global__ void jump(const bool* is_splitter, const int* next_splitte
     }
 }
 
-__device__ inline int num_to_end(const int* splitter, const int* place, const int* num_from_splitter,
-                                 long long arc) {
+__device__ inline int num_to_end(const int* splitter, const int* place,
+                                 const int* num_from_splitter, long long arc) {
     return num_from_splitter[splitter[arc]] - place[arc];
 }
 
@@ -161,13 +165,13 @@ extern "C" __global__ void measure_subtrees(const long long* arc_key, const int*
                                             const int* splitter, const int* place,
                                             const int* num_from_splitter, long long* parent,
                                             int* size, int* enter, unsigned long long* heaviest,
-                                            long long num_arcs, long long num_nodes) {
+                                            long long num_arcs) {
     for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
         if (arc_key[arc] == UNUSED) continue;
         const int here = num_to_end(splitter, place, num_from_splitter, arc);
         const int back = num_to_end(splitter, place, num_from_splitter, twin[arc]);
         if (here < back) continue;
-        const long long above = arc_key[arc] / num_nodes, node = arc_key[arc] % num_nodes;
+        const int above = source_of(arc_key[arc]), node = target_of(arc_key[arc]);
         const int subtree = (here - back + 1) / 2;
         parent[node] = above;
         size[node] = subtree;
@@ -201,12 +205,11 @@ __device__ inline bool is_light_child(const long long* parent, const unsigned lo
 // By arc: how many nodes a light child brings, so that their running sum counts those before it.
 extern "C" __global__ void weigh_light_arcs(const long long* arc_key, const long long* parent,
                                             const int* size, const unsigned long long* heaviest,
-                                            int* light_size, long long num_arcs,
-                                            long long num_nodes) {
+                                            int* light_size, long long num_arcs) {
     for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
         light_size[arc] = 0;
         if (arc_key[arc] == UNUSED) continue;
-        const long long above = arc_key[arc] / num_nodes, node = arc_key[arc] % num_nodes;
+        const int above = source_of(arc_key[arc]), node = target_of(arc_key[arc]);
         if (is_light_child(parent, heaviest, above, node)) light_size[arc] = size[node];
     }
 }
@@ -227,10 +230,9 @@ __device__ inline Tour tour_of(const int* label, const int* end_of_trees, const 
 extern "C" __global__ void offset_subtrees(const long long* arc_key, const long long* parent,
                                            const int* size, const int* enter, const int* label,
                                            const int* end_of_trees,
-                                           const unsigned long long* heaviest,
-                                           const int* first_arc, const int* light_size,
-                                           const int* num_light, int* offset, long long num_arcs,
-                                           long long num_nodes) {
+                                           const unsigned long long* heaviest, const int* first_arc,
+                                           const int* light_size, const int* num_light, int* offset,
+                                           long long num_arcs, long long num_nodes) {
     for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
         if (parent[node] != node) continue;
         const Tour tour = tour_of(label, end_of_trees, enter, size, node);
@@ -240,7 +242,7 @@ extern "C" __global__ void offset_subtrees(const long long* arc_key, const long 
     }
     for (long long arc = thread_index(); arc < num_arcs; arc += num_threads()) {
         if (arc_key[arc] == UNUSED) continue;
-        const long long above = arc_key[arc] / num_nodes, node = arc_key[arc] % num_nodes;
+        const int above = source_of(arc_key[arc]), node = target_of(arc_key[arc]);
         if (parent[node] != above) continue;
         const int first = first_arc[above];
         const int num_before =
@@ -260,8 +262,7 @@ extern "C" __global__ void order_nodes(const long long* parent, const int* size,
                                        int* above, int* end, long long num_nodes) {
     for (long long node = thread_index(); node < num_nodes; node += num_threads()) {
         const long long over = parent[node];
-        const int place =
-            place_on_tour[tour_of(label, end_of_trees, enter, size, node).enter];
+        const int place = place_on_tour[tour_of(label, end_of_trees, enter, size, node).enter];
         order[place] = node;
         node_at[place] = static_cast<int>(node);
         above[place] = place_on_tour[tour_of(label, end_of_trees, enter, size, over).enter];

@@ -2,16 +2,16 @@
 // depth of the trees. See segments.cuh for how segments are walked.
 //
 // A forest is given by its places in an order in which a subtree is a range of places: the place
-// `above` each, its own at a root, and the place where its subtree ends. The largest child's subtree
-// comes last.
+// `above` each, its own at a root, and the place where its subtree ends. The largest child's
+// subtree comes last.
 //
 // A node is large where its subtree has more than `most` nodes. Large nodes form chains, each going
-// on to the last child. A chain is made of pieces, which are large nodes and the whole small subtrees
-// that hang from them; light large children start chains of their own, which lie between the pieces.
-// A segment is a range of pieces; it starts where a chain starts, behind every chain that lies
-// between, and behind every piece that reaches another multiple of `most` places. Where two chains
-// follow each other, the segment between them is empty. So segments have fewer than 2 `most` nodes,
-// and what enters one from below enters it at its last large node.
+// on to the last child. A chain is made of pieces, which are large nodes and the whole small
+// subtrees that hang from them; light large children start chains of their own, which lie between
+// the pieces. A segment is a range of pieces; it starts where a chain starts, behind every chain
+// that lies between, and behind every piece that reaches another multiple of `most` places. Where
+// two chains follow each other, the segment between them is empty. So segments have fewer than 2
+// `most` nodes, and what enters one from below enters it at its last large node.
 //
 // A tree without large nodes is one segment. The segments of all others are linked: they are the
 // nodes of a smaller forest, in its order.

@@ -1,5 +1,5 @@
-// Walks along the segments of a forest: linear recurrences over trees in a time that does not follow
-// their depth.
+// Walks along the segments of a forest: linear recurrences over trees in a time that does not
+// follow their depth.
 //
 // A segment is a range of places that one thread walks for one channel: a part of a chain with the
 // small subtrees that hang from it, nodes before their children (segments.cu cuts them). Along the
@@ -13,8 +13,8 @@
 //
 // A node has a transition A, an input `up` and an input `down`. With s the sum of what the node's
 // children hand up, the node hands up `up + A s` to its parent. With g what the parent hands down,
-// the node hands down `down + A g`; in direction "both", `down + (1 - A^2) s + A g`, because what the
-// parent hands down counts the node's own subtree too. For a node of the input, with input x:
+// the node hands down `down + A g`; in direction "both", `down + (1 - A^2) s + A g`, because what
+// the parent hands down counts the node's own subtree too. For a node of the input, with input x:
 // up = A x, down = x, and (1 - A^2) x in direction "both".
 #include "common.cuh"
 #include "segment_flags.cuh"
@@ -118,7 +118,8 @@ __device__ inline void add_to_chain(Node<NUM_STATES>& whole, const Node<NUM_STAT
 // Leaves a segment as one node: what it hands up and down where nothing enters it, and the product
 // of the transitions along its chain. The share of (1 - A^2) s telescopes: it is (1 - A^2) s of the
 // whole segment again.
-// `Nodes::AHEAD` nodes are loaded before the first of them is used: their loads are under way together.
+// `Nodes::AHEAD` nodes are loaded before the first of them is used: their loads are under way
+// together.
 template <int NUM_STATES, int DEPTH, class Nodes>
 __device__ Node<NUM_STATES> reduce_segment(const Nodes& nodes, const Level& level, int segment) {
     Node<NUM_STATES> whole;
@@ -191,8 +192,7 @@ __device__ void walk_up(Nodes& nodes, const Level& level, int segment, Values<NU
 // Walks from the first node to the leaves. `nodes.hand_down` gets what every node hears from its
 // parent, and returns what it hands down itself.
 template <int NUM_STATES, int DEPTH, class Nodes>
-__device__ void walk_down(Nodes& nodes, const Level& level, int segment,
-                          Values<NUM_STATES> heard) {
+__device__ void walk_down(Nodes& nodes, const Level& level, int segment, Values<NUM_STATES> heard) {
     Stack<NUM_STATES, DEPTH> stack;
     const int end = level.start[segment + 1];
     for (int begin = level.start[segment]; begin < end; begin += Nodes::AHEAD) {
@@ -230,8 +230,7 @@ struct Reduced {
     }
 };
 
-__device__ inline Reduced reduced_arrays(VALUE* memory, long long num_rows,
-                                         long long num_columns) {
+__device__ inline Reduced reduced_arrays(VALUE* memory, long long num_rows, long long num_columns) {
     Reduced arrays = {memory, {}, {}, num_columns};
     VALUE* next = memory;
     for (int vector = 0; vector < NUM_VECTORS; ++vector) {
@@ -242,8 +241,8 @@ __device__ inline Reduced reduced_arrays(VALUE* memory, long long num_rows,
 }
 
 template <int NUM_STATES>
-__device__ inline void write_reduced(const Reduced& arrays, int row, long long column, int num_states,
-                                     const Node<NUM_STATES>& node) {
+__device__ inline void write_reduced(const Reduced& arrays, int row, long long column,
+                                     int num_states, const Node<NUM_STATES>& node) {
     for (int state = 0; state < NUM_STATES; ++state) {
         if (state >= num_states) continue;
         const long long place = arrays.place(row, column + state);

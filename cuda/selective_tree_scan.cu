@@ -6,9 +6,9 @@
 // where step is transition_delta, or delta where that is not given. The states of all nodes are
 // never in memory at once: a walk carries STATES_PER_WALK of a channel's states at a time.
 //
-// Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float), one
-// DIRECTION, forward or IS_BACKWARD, STATES_PER_WALK, and GROUP_SIZE, the number of neighbouring channels
-// whose gradients of B and C are added up on the spot.
+// Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float),
+// one DIRECTION, forward or IS_BACKWARD, STATES_PER_WALK, and GROUP_SIZE, the number of
+// neighbouring channels whose gradients of B and C are added up on the spot.
 #include "segments.cuh"
 
 struct Operands {
@@ -19,20 +19,20 @@ struct Operands {
     const INPUT* C;
     const INPUT* grad;  // backward only
     const VALUE* A;
-    const VALUE* D;     // may be null
+    const VALUE* D;  // may be null
     long long num_nodes, num_channels, num_states;
     bool has_own_step;
 };
 
 struct Results {
-    VALUE* y;           // forward only
-    VALUE* xi;          // one state of every node and channel
-    VALUE* gamma;       // the same, backward only; so are the following
+    VALUE* y;      // forward only
+    VALUE* xi;     // one state of every node and channel
+    VALUE* gamma;  // the same, backward only; so are the following
     VALUE* grad_u;
     VALUE* grad_delta;
     VALUE* grad_step;
-    VALUE* grad_A;      // [num_walks, num_channels, num_states]
-    VALUE* grad_B;      // [groups of channels, num_nodes, num_states]
+    VALUE* grad_A;  // [num_walks, num_channels, num_states]
+    VALUE* grad_B;  // [groups of channels, num_nodes, num_states]
     VALUE* grad_C;
 };
 
@@ -179,7 +179,7 @@ struct InputNodes {
     }
 
     __device__ Values<STATES_PER_WALK> hand_down(int row, const LoadedAgain& loaded,
-                                            const Values<STATES_PER_WALK>& heard) {
+                                                 const Values<STATES_PER_WALK>& heard) {
         Values<STATES_PER_WALK> result;
         if (IS_BACKWARD) {
             hand_down_gradients(row, loaded, heard, result);
@@ -244,7 +244,8 @@ struct InputNodes {
             results.grad_u[at] = through_x;
             return;
         }
-        const VALUE through_D = operands.D == nullptr ? VALUE(0) : loaded.grad * operands.D[channel];
+        const VALUE through_D =
+            operands.D == nullptr ? VALUE(0) : loaded.grad * operands.D[channel];
         results.grad_u[at] = through_x * loaded.delta + through_D;
         results.grad_delta[at] =
             through_x * loaded.u + (operands.has_own_step ? VALUE(0) : grad_step);
@@ -269,16 +270,15 @@ __device__ inline Operands read_operands(const INPUT* u, const INPUT* delta, con
 }
 
 extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long num_walks,
-                                        const INPUT* u,
-                                        const INPUT* delta, const INPUT* step, const INPUT* B,
-                                        const INPUT* C, const INPUT* grad, const VALUE* A,
-                                        const VALUE* D, long long num_channels,
+                                        const INPUT* u, const INPUT* delta, const INPUT* step,
+                                        const INPUT* B, const INPUT* C, const INPUT* grad,
+                                        const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
                                         long long num_rows_above) {
     const Level level = read_level(plan, num_nodes);
     const Share share = share_of_thread(num_channels, num_walks);
-    const Operands operands = read_operands(u, delta, step, B, C, grad, A, D, num_nodes,
-                                            num_channels, num_states);
+    const Operands operands =
+        read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
     InputNodes nodes = {operands, {}, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
     for (long long segment = share.first_segment; segment < level.num_segments;
@@ -296,10 +296,9 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
 }
 
 extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long num_walks,
-                                        const INPUT* u,
-                                        const INPUT* delta, const INPUT* step, const INPUT* B,
-                                        const INPUT* C, const INPUT* grad, const VALUE* A,
-                                        const VALUE* D, long long num_channels,
+                                        const INPUT* u, const INPUT* delta, const INPUT* step,
+                                        const INPUT* B, const INPUT* C, const INPUT* grad,
+                                        const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
                                         long long num_rows_above, VALUE* y, VALUE* xi, VALUE* gamma,
                                         VALUE* grad_u, VALUE* grad_delta, VALUE* grad_step,
@@ -309,10 +308,9 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
     const Share share = share_of_thread(num_columns, num_walks);
     const bool is_padding = share.column >= num_channels;
     const long long channel = is_padding ? num_channels - 1 : share.column;
-    const Operands operands = read_operands(u, delta, step, B, C, grad, A, D, num_nodes,
-                                            num_channels, num_states);
-    const Results results = {y,         xi,        gamma,  grad_u, grad_delta,
-                             grad_step, grad_A,    grad_B, grad_C};
+    const Operands operands =
+        read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
+    const Results results = {y, xi, gamma, grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C};
     InputNodes nodes = {operands, results, channel, 0, is_padding};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
     for (long long segment = share.first_segment; segment < level.num_segments;

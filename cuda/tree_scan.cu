@@ -4,17 +4,17 @@
 //   down   h_i = x_i + a_i h_p
 //   both   h_i = xi_i + a_i (h_p - a_i xi_i)
 //
-// Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float), one
-// DIRECTION, and forward or IS_BACKWARD.
+// Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float),
+// one DIRECTION, and forward or IS_BACKWARD.
 #include "segments.cuh"
 
 struct Operands {
     const INPUT* x;
     const INPUT* transition;
-    const INPUT* grad;      // backward only
-    VALUE* h;               // forward only
-    VALUE* grad_x;          // backward only
-    VALUE* grad_transition; // backward only
+    const INPUT* grad;       // backward only
+    VALUE* h;                // forward only
+    VALUE* grad_x;           // backward only
+    VALUE* grad_transition;  // backward only
     long long num_channels;
 };
 
@@ -81,8 +81,7 @@ struct InputNodes {
             return loaded;
         }
         loaded.x = runs_up(0) ? operands.grad_transition[at] : to_value(operands.x[at]);
-        loaded.grad =
-            runs_up(NUM_VECTORS - 1) ? operands.grad_x[at] : to_value(operands.grad[at]);
+        loaded.grad = runs_up(NUM_VECTORS - 1) ? operands.grad_x[at] : to_value(operands.grad[at]);
         return loaded;
     }
 
@@ -120,8 +119,7 @@ struct InputNodes {
 };
 
 extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long num_walks,
-                                        const INPUT* x,
-                                        const INPUT* transition, const INPUT* grad,
+                                        const INPUT* x, const INPUT* transition, const INPUT* grad,
                                         long long num_channels, VALUE* memory_above,
                                         long long num_rows_above) {
     const Level level = read_level(plan, num_nodes);
@@ -138,8 +136,7 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
 }
 
 extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long num_walks,
-                                        const INPUT* x,
-                                        const INPUT* transition, const INPUT* grad,
+                                        const INPUT* x, const INPUT* transition, const INPUT* grad,
                                         long long num_channels, VALUE* memory_above,
                                         long long num_rows_above, VALUE* h, VALUE* grad_x,
                                         VALUE* grad_transition) {

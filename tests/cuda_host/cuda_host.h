@@ -10,9 +10,9 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-// Blocks run one after another, so one copy serves them all. Thread-local variables lie side by side,
-// so that runtime.cpp can fill them with garbage before every block; but AddressSanitizer guards only
-// ordinary ones.
+// Blocks run one after another, so one copy serves them all. Thread-local variables lie side by
+// side, so that runtime.cpp can fill them with garbage before every block; but AddressSanitizer
+// guards only ordinary ones.
 #if defined(__SANITIZE_ADDRESS__)
 #define __shared__ static
 #else
@@ -20,12 +20,12 @@
 #endif
 
 // Vectors, aligned as CUDA aligns them: UndefinedBehaviorSanitizer finds misaligned ones.
-#define CUDA_HOST_VECTORS(type, name)                                                             \
-    struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                      \
-    struct name##3 { type x, y, z; };                                                             \
-    struct alignas(16) name##4 { type x, y, z, w; };                                              \
-    inline name##2 make_##name##2(type x, type y) { return {x, y}; }                              \
-    inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                   \
+#define CUDA_HOST_VECTORS(type, name)                                           \
+    struct alignas(2 * sizeof(type)) name##2 { type x, y; };                    \
+    struct name##3 { type x, y, z; };                                           \
+    struct alignas(16) name##4 { type x, y, z, w; };                            \
+    inline name##2 make_##name##2(type x, type y) { return {x, y}; }            \
+    inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; } \
     inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 CUDA_HOST_VECTORS(int, int)
 CUDA_HOST_VECTORS(unsigned, uint)
@@ -42,8 +42,8 @@ void cuda_host_preemption_point();
 void cuda_host_sleep();
 int cuda_host_barrier(bool predicate, const char* name, int line);
 int cuda_host_lane();
-unsigned long long cuda_host_shuffle(
-    unsigned mask, unsigned long long value, int size, int source, const char* name, int line);
+unsigned long long cuda_host_shuffle(unsigned mask, unsigned long long value, int size, int source,
+                                     const char* name, int line);
 unsigned cuda_host_vote(unsigned mask, bool predicate, const char* name, int line);
 [[noreturn]] void cuda_host_refuse(const char* what, int line);
 
@@ -108,39 +108,40 @@ template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDA_HOST_LINE) {
     const long long source = cuda_host_lane() + static_cast<long long>(delta);
     const bool inside = source < cuda_host_segment(width, line) + width;
-    return cuda_host_shuffle_value(
-        mask, value, inside ? static_cast<int>(source) : cuda_host_lane(), "__shfl_down_sync", line);
+    return cuda_host_shuffle_value(mask, value,
+                                   inside ? static_cast<int>(source) : cuda_host_lane(),
+                                   "__shfl_down_sync", line);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, CUDA_HOST_LINE) {
     const int source = cuda_host_lane() ^ lanes;
     const bool inside = source >= 0 && source < cuda_host_segment(width, line) + width;
-    return cuda_host_shuffle_value(
-        mask, value, inside ? source : cuda_host_lane(), "__shfl_xor_sync", line);
+    return cuda_host_shuffle_value(mask, value, inside ? source : cuda_host_lane(),
+                                   "__shfl_xor_sync", line);
 }
 
 // Atomics: all threads share one thread of the system, so plain statements are atomic between two
 // preemption points. Not instrumented, which would add points inside.
-#define CUDA_HOST_ATOMIC(name, type, result)                                                      \
-    __attribute__((no_sanitize("thread"))) inline type name(type* address, type value) {          \
-        cuda_host_preemption_point();                                                             \
-        const type old = *address;                                                                \
-        *address = result;                                                                        \
-        return old;                                                                               \
+#define CUDA_HOST_ATOMIC(name, type, result)                                             \
+    __attribute__((no_sanitize("thread"))) inline type name(type* address, type value) { \
+        cuda_host_preemption_point();                                                    \
+        const type old = *address;                                                       \
+        *address = result;                                                               \
+        return old;                                                                      \
     }
-#define CUDA_HOST_INTEGER_ATOMICS(type)                                                           \
-    CUDA_HOST_ATOMIC(atomicMin, type, value < old ? value : old)                                  \
-    CUDA_HOST_ATOMIC(atomicMax, type, value > old ? value : old)                                  \
-    CUDA_HOST_ATOMIC(atomicAnd, type, old & value)                                                \
-    CUDA_HOST_ATOMIC(atomicOr, type, old | value)                                                 \
-    CUDA_HOST_ATOMIC(atomicXor, type, old ^ value)                                                \
-    CUDA_HOST_ATOMIC(atomicExch, type, value)                                                     \
-    __attribute__((no_sanitize("thread"))) inline type atomicCAS(                                 \
-        type* address, type expected, type value) {                                               \
-        cuda_host_preemption_point();                                                             \
-        const type old = *address;                                                                \
-        if (old == expected) *address = value;                                                    \
-        return old;                                                                               \
+#define CUDA_HOST_INTEGER_ATOMICS(type)                                                        \
+    CUDA_HOST_ATOMIC(atomicMin, type, value < old ? value : old)                               \
+    CUDA_HOST_ATOMIC(atomicMax, type, value > old ? value : old)                               \
+    CUDA_HOST_ATOMIC(atomicAnd, type, old& value)                                              \
+    CUDA_HOST_ATOMIC(atomicOr, type, old | value)                                              \
+    CUDA_HOST_ATOMIC(atomicXor, type, old ^ value)                                             \
+    CUDA_HOST_ATOMIC(atomicExch, type, value)                                                  \
+    __attribute__((no_sanitize("thread"))) inline type atomicCAS(type* address, type expected, \
+                                                                 type value) {                 \
+        cuda_host_preemption_point();                                                          \
+        const type old = *address;                                                             \
+        if (old == expected) *address = value;                                                 \
+        return old;                                                                            \
     }
 CUDA_HOST_INTEGER_ATOMICS(int)
 CUDA_HOST_INTEGER_ATOMICS(unsigned)
@@ -178,16 +179,18 @@ inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 inline int __clz(int value) { return value ? __builtin_clz(value) : 32; }
 inline int __clzll(long long value) { return value ? __builtin_clzll(value) : 64; }
 template <typename T>
-inline T __ldg(const T* address) { return *address; }
+inline T __ldg(const T* address) {
+    return *address;
+}
 
 // Mathematics: CUDA has every function for float and double under one name, and with an f.
-#define CUDA_HOST_MATH_1(name)                                                                    \
-    inline float name##f(float x) { return __builtin_##name##f(x); }                              \
-    inline float name(float x) { return __builtin_##name##f(x); }                                 \
+#define CUDA_HOST_MATH_1(name)                                       \
+    inline float name##f(float x) { return __builtin_##name##f(x); } \
+    inline float name(float x) { return __builtin_##name##f(x); }    \
     inline double name(double x) { return __builtin_##name(x); }
-#define CUDA_HOST_MATH_2(name)                                                                    \
-    inline float name##f(float x, float y) { return __builtin_##name##f(x, y); }                  \
-    inline float name(float x, float y) { return __builtin_##name##f(x, y); }                     \
+#define CUDA_HOST_MATH_2(name)                                                   \
+    inline float name##f(float x, float y) { return __builtin_##name##f(x, y); } \
+    inline float name(float x, float y) { return __builtin_##name##f(x, y); }    \
     inline double name(double x, double y) { return __builtin_##name(x, y); }
 CUDA_HOST_MATH_1(exp)
 CUDA_HOST_MATH_1(exp2)
@@ -220,9 +223,13 @@ inline double __dmul_rn(double x, double y) { return x * y; }
 inline float __fmaf_rn(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 
 template <typename A, typename B>
-inline auto min(A a, B b) -> decltype(a + b) { return b < a ? b : a; }
+inline auto min(A a, B b) -> decltype(a + b) {
+    return b < a ? b : a;
+}
 template <typename A, typename B>
-inline auto max(A a, B b) -> decltype(a + b) { return a < b ? b : a; }
+inline auto max(A a, B b) -> decltype(a + b) {
+    return a < b ? b : a;
+}
 inline float min(float a, float b) { return __builtin_fminf(a, b); }
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline double min(double a, double b) { return __builtin_fmin(a, b); }

@@ -104,9 +104,9 @@ int fill_shared_variables(dl_phdr_info* file, size_t, void*) {
     const ElfW(Phdr)* variables = nullptr;
     bool is_this = false;
     for (int i = 0; i < file->dlpi_phnum; ++i) {
-        const ElfW(Phdr)& part = file->dlpi_phdr[i];
-        const uintptr_t offset = reinterpret_cast<uintptr_t>(&fill_shared_variables) -
-                                 file->dlpi_addr - part.p_vaddr;
+        const ElfW(Phdr) & part = file->dlpi_phdr[i];
+        const uintptr_t offset =
+            reinterpret_cast<uintptr_t>(&fill_shared_variables) - file->dlpi_addr - part.p_vaddr;
         if (part.p_type == PT_LOAD && offset < part.p_memsz) is_this = true;
         if (part.p_type == PT_TLS) variables = &part;
     }
@@ -318,8 +318,8 @@ void warp_rendezvous(Thread& self, unsigned mask, const char* name, int line) {
         const Thread& other = threads[warp + lane];
         votes |= static_cast<unsigned>(other.predicate) << lane;
         // What a thread outside the mask would give is undefined.
-        results[lane] = mask >> other.source & 1 ? threads[warp + other.source].value
-                                                 : random_word();
+        results[lane] =
+            mask >> other.source & 1 ? threads[warp + other.source].value : random_word();
     }
     for (int lane = 0; lane < 32; ++lane) {
         if (!(mask >> lane & 1)) continue;
@@ -372,8 +372,8 @@ int cuda_host_barrier(bool predicate, const char* name, int line) {
     return barrier_result;
 }
 
-unsigned long long cuda_host_shuffle(
-    unsigned mask, unsigned long long value, int size, int source, const char* name, int line) {
+unsigned long long cuda_host_shuffle(unsigned mask, unsigned long long value, int size, int source,
+                                     const char* name, int line) {
     Thread& self = threads[current->thread];
     self.value = value;
     self.size = size;
@@ -435,12 +435,12 @@ extern "C" __attribute__((visibility("default"))) const char* cuda_host_run(
 
 // What ThreadSanitizer's instrumentation calls before every access to memory: every access becomes
 // a preemption point. Its own library is not linked.
-#define CUDA_HOST_HOOK(access)                                                                    \
+#define CUDA_HOST_HOOK(access) \
     extern "C" void __tsan_##access(void*) { cuda_host_preemption_point(); }
-#define CUDA_HOST_HOOKS(size)                                                                     \
-    CUDA_HOST_HOOK(read##size)                                                                    \
-    CUDA_HOST_HOOK(write##size)                                                                   \
-    CUDA_HOST_HOOK(unaligned_read##size)                                                          \
+#define CUDA_HOST_HOOKS(size)            \
+    CUDA_HOST_HOOK(read##size)           \
+    CUDA_HOST_HOOK(write##size)          \
+    CUDA_HOST_HOOK(unaligned_read##size) \
     CUDA_HOST_HOOK(unaligned_write##size)
 CUDA_HOST_HOOKS(1)
 CUDA_HOST_HOOKS(2)
