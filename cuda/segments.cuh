@@ -216,9 +216,9 @@ __device__ void walk_down(Nodes& nodes, const Level& level, int segment, Values<
     }
 }
 
-// The nodes of a level above the input: three arrays and, for the backward pass, two more, of
-// `num_columns` columns. What enters a segment takes the place of the inputs that are read for the
-// last time.
+// The nodes of a level above the input: an array of transitions, and for every recurrence one for
+// what is handed up and one for what is handed down, where it runs that way. What enters a segment
+// takes the place of the inputs that are read for the last time.
 struct Reduced {
     VALUE* transition;
     VALUE* up[2];
@@ -234,8 +234,8 @@ __device__ inline Reduced reduced_arrays(VALUE* memory, long long num_rows, long
     Reduced arrays = {memory, {}, {}, num_columns};
     VALUE* next = memory;
     for (int vector = 0; vector < NUM_VECTORS; ++vector) {
-        arrays.up[vector] = next += num_rows * num_columns;
-        arrays.down[vector] = next += num_rows * num_columns;
+        if (runs_up(vector)) arrays.up[vector] = next += num_rows * num_columns;
+        if (runs_down(vector)) arrays.down[vector] = next += num_rows * num_columns;
     }
     return arrays;
 }
@@ -314,8 +314,8 @@ struct ReducedNodes {
     }
 };
 
-// Light edges inside a segment of the input: log2 of its bound on the size of small subtrees, and
-// the edge to the chain. Higher up a tree has fewer than 2^31 nodes.
+// How many subtrees can hang from one another inside a segment. Each is at most half as large as
+// the one it hangs from: those of the input have at most 1,024 nodes, those above fewer than 2^31.
 const int INPUT_DEPTH = 11;
 const int REDUCED_DEPTH = 32;
 

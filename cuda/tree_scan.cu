@@ -19,7 +19,7 @@ struct Operands {
 };
 
 struct InputNodes {
-    static const int AHEAD = 4;
+    static const int AHEAD = 8;
 
     struct Loaded {
         VALUE x, transition, grad;

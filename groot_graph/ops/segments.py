@@ -13,9 +13,9 @@ from torch import Tensor
 from groot_graph.ops.kernels import launch
 
 # A segment has fewer than twice as many nodes; a subtree of more nodes is large.
-MOST = 128
+MOST = 64
 # A forest of so few nodes is not cut: a whole tree is a segment.
-FEW = 512
+FEW = 1024
 
 
 class Level(NamedTuple):

@@ -7,8 +7,9 @@ from groot_graph.ops.checks import DIRECTIONS
 from groot_graph.ops.kernels import C_TYPES, launch
 from groot_graph.ops.segments import levels_of
 
-# As many as a large GPU runs at once, and the same on every GPU, so that sums come out the same.
-MOST_THREADS = 2**18
+# Half of what a large GPU can hold: then the rows of a walk up are still in the cache for the walk
+# down. The same on every GPU, so that sums come out the same.
+MOST_THREADS = 2**16
 
 
 class Walks:
@@ -49,7 +50,7 @@ class Walks:
             "DIRECTION": DIRECTIONS.index(direction),
             "IS_BACKWARD": int(is_backward),
         }
-        row_size = (5 if is_backward else 3) * num_columns
+        row_size = _num_arrays(direction, is_backward) * num_columns
         self.memory = [
             torch.empty(level.num_places * row_size, dtype=dtype, device=forest.device)
             for level in self.levels[1:]
@@ -86,6 +87,15 @@ class Walks:
 
     def _launch(self, kernel: str, num_threads: int, *arguments) -> None:
         launch(self.operation, kernel, num_threads, *arguments, **self.macros)
+
+
+def _num_arrays(direction: str, is_backward: bool) -> int:
+    r"""Transitions, and what each recurrence hands up and down where it runs that way. A backward
+    pass runs that of the forward pass and its transpose.
+    """
+    if direction == "both":
+        return 5 if is_backward else 3
+    return 3 if is_backward else 2
 
 
 def _num_walks(width: int, num_segments: int) -> int:

@@ -115,8 +115,8 @@ def test_walks_do_not_follow_the_depth(kind):
 
 
 def test_number_of_levels_follows_the_logarithm_of_the_size():
-    sizes = {n: len(segments._level_sizes(n)) for n in (0, 512, 513, 10**5, 10**6, 10**7, 2**30)}
-    assert list(sizes.values()) == [1, 1, 2, 3, 4, 4, 5]
+    sizes = {n: len(segments._level_sizes(n)) for n in (0, 1024, 1025, 10**5, 10**6, 10**7, 2**30)}
+    assert list(sizes.values()) == [1, 1, 2, 3, 4, 5, 6]
 
 
 def test_plan_holds_all_its_levels():
