@@ -2,10 +2,13 @@
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from benchmarks import cuda
 
 PACKAGES = (
     "groot-graph",
@@ -21,7 +24,10 @@ PACKAGES = (
 
 
 def describe(device: str) -> dict:
-    """CPU, cores, threads, load and versions, as strings and numbers for table and JSON."""
+    """CPU, cores, threads, load and versions, as strings and numbers for table and JSON; for a GPU
+    also what it is and the bandwidth of a copy on it, which is measured.
+    """
+    gpu = {"gpu": _gpu()} if device == "cuda" else {}
     return {
         "device": device,
         "cpu": _cpu_model(),
@@ -33,7 +39,34 @@ def describe(device: str) -> dict:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
+        **gpu,
     }
+
+
+def _gpu() -> dict:
+    import cupy
+
+    properties = torch.cuda.get_device_properties(cuda.DEVICE)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cupy": cupy.__version__,
+        "cupy_cuda": cupy.cuda.runtime.runtimeGetVersion(),
+        "copy_bandwidth": cuda.copy_bandwidth(),
+    }
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return lines.partition("\n")[0].strip() or "unknown"
 
 
 def _cpu_model() -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +21,22 @@ SECONDS_PER_ROW = 30.0
 LEAD_IN_SECONDS = 0.03
 
 
-def interleave(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+def wall_seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleave(
+    calls: dict[str, Callable], repeats: int, seconds: Callable = wall_seconds
+) -> dict[str, list[float]]:
     """Seconds of every call, taken in turns: one round times each of them once.
 
     Untimed calls stand before every timed one, for :obj:`LEAD_IN_SECONDS` and at least one: they
     compile, bring back the caches that the neighbours have emptied, and outlast the neighbours'
     threads, which wait by spinning. Rounds stop after :obj:`repeats`, or as soon as the row has
-    taken :obj:`SECONDS_PER_ROW` and has :obj:`MIN_REPEATS` of them.
+    taken :obj:`SECONDS_PER_ROW` and has :obj:`MIN_REPEATS` of them. What :obj:`seconds` returns
+    for a call is its time.
     """
     samples = {name: [] for name in calls}
     start = time.perf_counter()
@@ -35,8 +45,9 @@ def interleave(calls: dict[str, Callable], repeats: int) -> dict[str, list[float
             if done >= MIN_REPEATS and time.perf_counter() - start > SECONDS_PER_ROW:
                 break
             for name, call in calls.items():
-                _lead_in(call)
-                samples[name].append(_seconds(call))
+                # Timed too, and dropped: so that on a GPU they are done before the next begins.
+                _lead_in(partial(seconds, call))
+                samples[name].append(seconds(call))
     return samples
 
 
@@ -45,12 +56,6 @@ def _lead_in(call: Callable) -> None:
     call()
     while time.perf_counter() - start < LEAD_IN_SECONDS:
         call()
-
-
-def _seconds(call: Callable) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 @contextmanager

@@ -1,5 +1,8 @@
-"""``minimum_spanning_forest`` against SciPy, rustworkx and igraph, their graphs prebuilt."""
+"""``minimum_spanning_forest`` against SciPy, rustworkx and igraph, their graphs prebuilt; on a GPU
+against limits.
+"""
 
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -8,9 +11,19 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from torch_geometric.data import Data
 
 import groot_graph
+from benchmarks import cuda
 from benchmarks.graphs import grids, random_graph
 from benchmarks.measure import check_close, interleave
-from benchmarks.registry import Measurement, cost, row, speedup
+from benchmarks.registry import (
+    Measurement,
+    ResultsDifferError,
+    at_least,
+    at_most,
+    cost,
+    row,
+    speedup,
+)
+from benchmarks.units import quantity
 
 
 @row(
@@ -54,6 +67,55 @@ def against_size(repeats: int, sizes: tuple[int, ...], base: int) -> list[Measur
     seconds = interleave(calls, repeats)
     nodes = {size: graph.num_nodes for size, graph in graphs.items()}
     return per_node(seconds, nodes, base)
+
+
+@row(
+    "{graphs} grids of {side}x{side}",
+    at_most(0.3e-3),
+    full={"graphs": 128, "side": 56},
+    smoke={"graphs": 2, "side": 7},
+    device="cuda",
+)
+def on_grids_on_cuda(repeats: int, graphs: int, side: int) -> list[Measurement]:
+    drawn = cuda.input_sets(lambda seed: grids(graphs, side, side, seed))
+    return cuda.measure([_checked_on_cuda(graph) for graph in drawn], repeats)
+
+
+@row(
+    "one {side}x{side} grid",
+    at_least(1e9, "edges/s"),
+    full={"side": 4096},
+    smoke={"side": 16},
+    device="cuda",
+)
+def on_one_grid_on_cuda(repeats: int, side: int) -> list[Measurement]:
+    return _edges_per_second(repeats, grids(1, side, side))
+
+
+@row(
+    "random graph of {num_nodes:,} nodes and {num_edges:,} edges",
+    at_least(1e9, "edges/s"),
+    full={"num_nodes": 10_000_000, "num_edges": 40_000_000},
+    smoke={"num_nodes": 200, "num_edges": 400},
+    device="cuda",
+)
+def on_random_graph_on_cuda(repeats: int, num_nodes: int, num_edges: int) -> list[Measurement]:
+    return _edges_per_second(repeats, random_graph(num_nodes, num_edges))
+
+
+def _edges_per_second(repeats: int, graph: Data) -> list[Measurement]:
+    samples = interleave({"ours": _checked_on_cuda(graph)}, repeats, cuda.event_seconds)["ours"]
+    rates = [graph.edge_index.size(1) / time for time in samples]
+    note = f"{quantity(statistics.median(samples), 's')} per forest"
+    return [Measurement(rates, {}, unit="edges/s", note=note)]
+
+
+def _checked_on_cuda(graph: Data) -> Callable:
+    """Ours on the GPU, once it has kept the edges that the CPU keeps."""
+    call = _ours(graph.clone().to(cuda.DEVICE))
+    if not torch.equal(call().cpu(), _ours(graph)()):
+        raise ResultsDifferError("edges of the spanning forest, on the GPU and on the CPU")
+    return call
 
 
 def per_node(seconds: dict[int, list[float]], nodes: dict[int, int], base: int):

@@ -5,7 +5,12 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+from benchmarks.units import quantity
+
 OPERATIONS = ("minimum_spanning_forest", "root_forest", "tree_scan", "selective_tree_scan")
+LAYERS = ("tree_ssm_conv",)
+# Whatever has rows, in the sequence of the table.
+SUBJECTS = OPERATIONS + LAYERS
 
 ROWS: list["Row"] = []
 
@@ -37,10 +42,42 @@ class Ratio:
             return None
         return value >= self.goal if self.kind == "peer/ours" else value <= self.goal
 
+    def without_goal(self) -> "Ratio":
+        return Ratio(self.kind)
+
     def __str__(self) -> str:
         if self.goal is None:
             return "-"
         return f"{'>=' if self.kind == 'peer/ours' else '<='} {self.goal:g}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The bound that ours alone has to keep, in the row's unit. Without a goal it is only printed.
+
+    Has what :class:`Ratio` has, but looks at no peer.
+    """
+
+    goal: float | None = None
+    unit: str = "s"
+    is_least: bool = False
+    kind: None = None
+
+    def value(self, ours: float, peer: float | None) -> float:
+        return ours
+
+    def is_met(self, value: float) -> bool | None:
+        if self.goal is None:
+            return None
+        return value >= self.goal if self.is_least else value <= self.goal
+
+    def without_goal(self) -> "Limit":
+        return Limit(None, self.unit, self.is_least)
+
+    def __str__(self) -> str:
+        if self.goal is None:
+            return "-"
+        return f"{'>=' if self.is_least else '<='} {quantity(self.goal, self.unit)}"
 
 
 def speedup(goal: float | None = None) -> Ratio:
@@ -49,6 +86,14 @@ def speedup(goal: float | None = None) -> Ratio:
 
 def cost(goal: float | None = None) -> Ratio:
     return Ratio("ours/peer", goal)
+
+
+def at_most(goal: float | None = None, unit: str = "s") -> Limit:
+    return Limit(goal, unit)
+
+
+def at_least(goal: float | None = None, unit: str = "s") -> Limit:
+    return Limit(goal, unit, is_least=True)
 
 
 @dataclass
@@ -95,43 +140,44 @@ class Row:
     op: str
     title: str
     function: Callable[..., list[Measurement]]
-    ratio: Ratio
+    goal: Ratio | Limit
     full: dict
     smoke: dict
     plotted: bool = False
+    device: str = "cpu"
 
     def name(self, smoke: bool) -> str:
         return self.title.format(**(self.smoke if smoke else self.full))
 
     def run(self, repeats: int, smoke: bool) -> list[Result]:
         sizes = self.smoke if smoke else self.full
-        ratio = Ratio(self.ratio.kind) if smoke else self.ratio
+        goal = self.goal.without_goal() if smoke else self.goal
         name = self.name(smoke)
         try:
             measurements = self.function(repeats, **sizes)
         except NotMeasuredError as error:
             note = f"not measured: {error}"
-            return [Result(self.op, name, name, str(ratio), note=note)]
-        return [self._result(name, ratio, measurement) for measurement in measurements]
+            return [Result(self.op, name, name, str(goal), note=note)]
+        return [self._result(name, goal, measurement) for measurement in measurements]
 
-    def _result(self, name: str, ratio: Ratio, measured: Measurement) -> Result:
+    def _result(self, name: str, goal: Ratio | Limit, measured: Measurement) -> Result:
         medians = {peer: statistics.median(times) for peer, times in measured.peers.items()}
-        peer = min(medians, key=medians.get)
+        peer = min(medians, key=medians.get, default=None)
         ours = statistics.median(measured.ours)
-        ratio = ratio if measured.judged else Ratio(ratio.kind)
-        value = ratio.value(ours, medians[peer])
+        goal = goal if measured.judged else goal.without_goal()
+        value = goal.value(ours, medians.get(peer))
         return Result(
             op=self.op,
             row=name,
             work=f"{name}, {measured.work}" if measured.work else name,
-            goal=str(ratio),
+            goal=str(goal),
             unit=measured.unit,
             ours=ours,
             peer=peer,
-            peer_value=medians[peer],
-            ratio=value,
-            ratio_kind=ratio.kind,
-            met=ratio.is_met(value),
+            peer_value=medians.get(peer),
+            ratio=value if goal.kind else None,
+            ratio_kind=goal.kind,
+            met=goal.is_met(value),
             repeats=len(measured.ours),
             note=measured.note,
             num_nodes=measured.num_nodes,
@@ -139,8 +185,15 @@ class Row:
         )
 
 
-def row(title: str, ratio: Ratio, full: dict, smoke: dict, plotted: bool = False):
-    """Registers the decorated function as a row of the operation its file is named after.
+def row(
+    title: str,
+    goal: Ratio | Limit,
+    full: dict,
+    smoke: dict,
+    plotted: bool = False,
+    device: str = "cpu",
+):
+    """Registers the decorated function as a row of the subject its file is named after.
 
     The function gets ``repeats`` and one set of sizes by name and returns its measurements; the
     title is filled in from the same sizes.
@@ -148,13 +201,13 @@ def row(title: str, ratio: Ratio, full: dict, smoke: dict, plotted: bool = False
 
     def register(function):
         op = function.__module__.rpartition(".")[2]
-        ROWS.append(Row(op, title, function, ratio, full, smoke, plotted))
+        ROWS.append(Row(op, title, function, goal, full, smoke, plotted, device))
         return function
 
     return register
 
 
 def all_rows() -> list[Row]:
-    for op in OPERATIONS:
+    for op in SUBJECTS:
         importlib.import_module(f"benchmarks.{op}")
-    return sorted(ROWS, key=lambda entry: OPERATIONS.index(entry.op))
+    return sorted(ROWS, key=lambda entry: SUBJECTS.index(entry.op))

@@ -2,14 +2,10 @@
 
 import statistics
 
-from benchmarks.registry import OPERATIONS, Result
+from benchmarks.registry import OPERATIONS, SUBJECTS, Result
+from benchmarks.units import quantity
 
 HEADER = ("work", "ours", "peer", "peer's", "ratio", "goal", "met")
-SCALES = {
-    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")),
-    "s/node": ((1e-9, "ns/node"),),
-    "B": ((1e6, "MB"), (1e3, "kB")),
-}
 VERDICT = {True: "met", False: "MISSED", None: "-"}
 
 
@@ -20,7 +16,7 @@ def table(machine: dict, results: list[Result]) -> str:
     columns = zip(HEADER, *(cells for _, cells in body), strict=True)
     widths = [max(map(len, column)) for column in columns]
     lines.append(_line(HEADER, widths))
-    for op in OPERATIONS:
+    for op in SUBJECTS:
         rows = [cells for owner, cells in body if owner == op]
         if rows:
             lines += [f"-- {op} ".ljust(len(_line(HEADER, widths)), "-")]
@@ -47,10 +43,19 @@ def machine_lines(machine: dict) -> list[str]:
     load = machine["load_before"]
     busy = "" if load is None else f", load before the run {load:.2f}"
     return [
+        *([_gpu_line(machine["gpu"])] if "gpu" in machine else []),
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['system']}{busy}",
         f"Python {machine['python']}, {versions}",
     ]
+
+
+def _gpu_line(gpu: dict) -> str:
+    bandwidth = quantity(gpu["copy_bandwidth"], "B/s")
+    return (
+        f"{gpu['name']}, {quantity(gpu['memory'], 'B')}, driver {gpu['driver']}, "
+        f"CUDA {gpu['cuda']}, CuPy {gpu['cupy']}, copy bandwidth {bandwidth}"
+    )
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
@@ -64,20 +69,12 @@ def _cells(result: Result) -> tuple[str, ...]:
     return (
         result.work,
         quantity(result.ours, result.unit),
-        result.peer,
-        quantity(result.peer_value, result.unit),
-        f"{result.ratio:.3g} {result.ratio_kind}",
+        result.peer or "-",
+        "-" if result.peer is None else quantity(result.peer_value, result.unit),
+        "-" if result.ratio is None else f"{result.ratio:.3g} {result.ratio_kind}",
         result.goal,
         VERDICT[result.met],
     )
-
-
-def quantity(value: float, unit: str) -> str:
-    """The value in the largest scale of its unit that leaves at least 1 before the point."""
-    scales = SCALES[unit]
-    factor, name = next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
-    scaled = value / factor
-    return f"{scaled:,.0f} {name}" if abs(scaled) >= 1000 else f"{scaled:.3g} {name}"
 
 
 def plot(results: list[Result], path: str) -> None:

@@ -1,4 +1,6 @@
-"""``root_forest`` against the breadth-first and depth-first searches of SciPy and igraph."""
+"""``root_forest`` against the breadth-first and depth-first searches of SciPy and igraph; on a GPU
+against a limit.
+"""
 
 from collections.abc import Callable
 
@@ -9,9 +11,10 @@ from scipy.sparse.csgraph import breadth_first_order, depth_first_order
 from torch_geometric.data import Data
 
 import groot_graph
+from benchmarks import cuda
 from benchmarks.graphs import grids, random_graph
 from benchmarks.measure import interleave
-from benchmarks.registry import Measurement, ResultsDifferError, row, speedup
+from benchmarks.registry import Measurement, ResultsDifferError, at_most, row, speedup
 
 
 @row(
@@ -37,6 +40,36 @@ def on_one_grid(repeats: int, side: int) -> list[Measurement]:
 )
 def on_random_graph(repeats: int, num_nodes: int, num_edges: int) -> list[Measurement]:
     return _against_peers(repeats, random_graph(num_nodes, num_edges))
+
+
+@row(
+    "{graphs} trees of {side}x{side} nodes, with what the scans walk along",
+    at_most(0.5e-3),
+    full={"graphs": 128, "side": 56},
+    smoke={"graphs": 2, "side": 7},
+    device="cuda",
+)
+def on_trees_on_cuda(repeats: int, graphs: int, side: int) -> list[Measurement]:
+    drawn = cuda.input_sets(lambda seed: grids(graphs, side, side, seed))
+    return cuda.measure([_checked_on_cuda(graph) for graph in drawn], repeats)
+
+
+def _checked_on_cuda(graph: Data) -> Callable:
+    """Ours on the GPU, once it has given the order and the parents that the CPU gives."""
+    graph.edge_mask = groot_graph.minimum_spanning_forest(
+        graph.edge_index, graph.edge_weight, graph.num_nodes
+    )
+    expected = groot_graph.root_forest(graph.edge_index, graph.edge_mask, graph.num_nodes)
+    moved = graph.clone().to(cuda.DEVICE)
+
+    def call():
+        return groot_graph.root_forest(moved.edge_index, moved.edge_mask, moved.num_nodes)
+
+    found = call().to("cpu")
+    for name in ("order", "parent"):
+        if not torch.equal(getattr(found, name), getattr(expected, name)):
+            raise ResultsDifferError(f"{name} of the forest, on the GPU and on the CPU")
+    return call
 
 
 def _against_peers(repeats: int, graph: Data) -> list[Measurement]:

@@ -5,24 +5,30 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks import cuda
 from benchmarks.machine import describe
-from benchmarks.registry import OPERATIONS, ResultsDifferError, Row, all_rows
+from benchmarks.registry import SUBJECTS, ResultsDifferError, Row, all_rows
 from benchmarks.report import plot, table
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--op", action="append", choices=OPERATIONS, help="only this operation")
+    parser.add_argument("--op", action="append", choices=SUBJECTS, help="only this one")
     parser.add_argument("--row", metavar="TEXT", help="only rows whose name holds this text")
     parser.add_argument("--repeats", type=_positive, default=15, help="rounds per row (15)")
-    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where ours runs")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where ours runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot cost against size here")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, seconds, not judged")
     args = parser.parse_args(argv)
-    args.rows = select(all_rows(), args.op, args.row, args.smoke)
-    if not args.rows:
+    if args.device == "cuda" and (missing := cuda.missing()):
+        parser.error(f"--device cuda needs {missing}")
+    rows = [row for row in all_rows() if row.device == args.device]
+    args.rows = select(rows, args.op, args.row, args.smoke)
+    if not args.rows and args.row:
         parser.error(f"--row {args.row!r} matches no row")
+    if not args.rows:
+        parser.error(f"--op {' '.join(args.op)} has no row for --device {args.device}")
     if args.plot and not any(row.plotted for row in args.rows):
         parser.error("--plot needs a 'cost against size' row among those selected")
     for path in filter(None, (args.json, args.plot)):

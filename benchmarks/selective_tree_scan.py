@@ -1,4 +1,6 @@
-"""``selective_tree_scan`` on a chain against the scan that transformers' Mamba runs on the CPU."""
+"""``selective_tree_scan`` on chains against the scan that transformers' Mamba runs on the CPU; on a
+GPU against a copy.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 import groot_graph
+from benchmarks import cuda
 from benchmarks.measure import check_close, in_fresh_process, interleave, peak_extra_memory
 from benchmarks.registry import Measurement, NotMeasuredError, cost, row, speedup
-from benchmarks.report import quantity
+from benchmarks.units import quantity
 
 TITLE = "chain of {tokens} tokens, {channels} channels, {states} states, up, "
 FULL = {"tokens": 2048, "channels": 1536, "states": 16}
@@ -44,6 +47,18 @@ class Operands:
             transition_delta=self.transition_delta,
         )
 
+    def to(self, device: torch.device) -> "Operands":
+        return self._each(lambda name, value: value.to(device))
+
+    def of_channels(self, number: int) -> "Operands":
+        """The first channels alone; channels do not hear each other."""
+        cut = {"A": lambda A: A[:number], "D": lambda D: D[:number]}
+        cut |= dict.fromkeys(("u", "delta", "transition_delta"), lambda value: value[:, :number])
+        return self._each(lambda name, value: cut[name](value) if name in cut else value)
+
+    def _each(self, function: Callable) -> "Operands":
+        return Operands(**{name: function(name, value) for name, value in vars(self).items()})
+
     def peer(self) -> Callable[[], torch.Tensor]:
         scan = _peer_scan()
         # As MambaMixer hands them over: u and delta contiguous, B and C as transposed views.
@@ -60,12 +75,12 @@ def _peer_scan() -> Callable:
     return mamba_selective_scan
 
 
-def _operands(tokens: int, channels: int, states: int) -> Operands:
+def _operands(tokens: int, channels: int, states: int, batch: int = 1) -> Operands:
     generator = torch.Generator().manual_seed(0)
-    token = torch.arange(tokens)
-    forest = groot_graph.root_forest(
-        torch.stack([token[:-1], token[1:]]), num_nodes=tokens, root="last"
-    )
+    token = torch.arange(batch * tokens).view(batch, tokens)
+    tokens = token.numel()
+    edge_index = torch.stack([token[:, :-1].flatten(), token[:, 1:].flatten()])
+    forest = groot_graph.root_forest(edge_index, num_nodes=tokens, root="last")
     # Δ spans the range that Mamba initialises it to.
     delta = 0.001 + 0.099 * torch.rand(tokens, channels, generator=generator)
     return Operands(
@@ -136,3 +151,24 @@ def _extra_memory(tokens: int, channels: int, states: int) -> tuple[int, int | N
     except NotMeasuredError:
         return ours, None
     return ours, peak_extra_memory(large.peer())
+
+
+@row(
+    "{batch} chains of {tokens} tokens, {channels} channels, {states} states, up, forward",
+    cost(goal=2),
+    full=FULL | {"batch": 8, "tokens": 8192},
+    smoke=SMOKE | {"batch": 2},
+    device="cuda",
+)
+@torch.no_grad()
+def forward_on_cuda(repeats: int, batch: int, tokens: int, channels: int, states: int):
+    on_cpu = _operands(tokens, channels, states, batch)
+    operands = on_cpu.to(cuda.DEVICE)
+    y = operands.ours()
+    # All channels would take the CPU minutes.
+    some = on_cpu.of_channels(32).ours()
+    check_close("some channels, on the GPU and on the CPU", y[:, :32].cpu(), some, 1e-4)
+    moved = cuda.num_bytes(
+        y, *(value for name, value in vars(operands).items() if name != "forest")
+    )
+    return cuda.measure([operands.ours], repeats, {"copy of as many bytes": cuda.copy_of(moved)})

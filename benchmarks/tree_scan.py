@@ -1,10 +1,11 @@
-"""``tree_scan`` against one ``torch.addcmul``, the least that any pass over x and a costs."""
+"""``tree_scan`` against one elementwise pass, the least that any pass over x and a costs."""
 
 from collections.abc import Callable
 
 import torch
 
 import groot_graph
+from benchmarks import cuda
 from benchmarks.graphs import grids, spanning_forest
 from benchmarks.measure import check_close, interleave
 from benchmarks.minimum_spanning_forest import per_node
@@ -14,6 +15,7 @@ from groot_graph.ops.tree_scan.reference import tree_scan_reference
 TITLE = "{graphs}x{side}x{side} nodes, {channels} channels, "
 FULL = {"graphs": 8, "side": 56, "channels": 160}
 SMOKE = {"graphs": 2, "side": 7, "channels": 5}
+ON_CUDA = {"full": FULL | {"graphs": 128}, "smoke": SMOKE, "device": "cuda"}
 CHECKED_NODES = 10**5
 
 
@@ -90,6 +92,42 @@ def against_size(repeats: int, sizes: tuple[int, ...], base: int, channels: int)
         nodes[size] = forest.num_nodes
         calls[size] = _scan(x, transition, forest)
     return per_node(interleave(calls, repeats), nodes, base)
+
+
+@row(TITLE + "both, forward", cost(goal=1.5), **ON_CUDA)
+@torch.no_grad()
+def forward_on_cuda(repeats: int, graphs: int, side: int, channels: int) -> list[Measurement]:
+    forest, x, transition, _ = _on_cuda(graphs, side, channels)
+    ours = _scan(x, transition, forest)
+    expected = groot_graph.tree_scan(x.cpu(), transition.cpu(), forest.to("cpu"))
+    check_close("tree_scan, on the GPU and on the CPU", ours().cpu(), expected, 1e-4)
+    h = torch.empty_like(x)
+    # Reads both and writes one, as the scan has to.
+    return cuda.measure([ours], repeats, {"torch.add": lambda: torch.add(x, transition, out=h)})
+
+
+@row(TITLE + "both, forward and backward", cost(goal=3), **ON_CUDA)
+def forward_and_backward_on_cuda(repeats: int, graphs: int, side: int, channels: int):
+    forest, x, transition, grad = _on_cuda(graphs, side, channels)
+    leaves = [x.clone().requires_grad_(), transition.clone().requires_grad_()]
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(groot_graph.tree_scan(*leaves, forest), leaves, grad)
+
+    on_cpu = [leaf.detach().cpu().requires_grad_() for leaf in leaves]
+    expected = torch.autograd.grad(
+        groot_graph.tree_scan(*on_cpu, forest.to("cpu")), on_cpu, grad.cpu()
+    )
+    for name, found, right in zip(("x", "transition"), gradients(), expected, strict=True):
+        check_close(f"gradient of {name}, on the GPU and on the CPU", found.cpu(), right, 1e-4)
+    return cuda.measure([gradients], repeats, {"ours, forward": _scan(x, transition, forest)})
+
+
+def _on_cuda(graphs: int, side: int, channels: int) -> tuple:
+    """Forest, x, transition and the gradient of h; each of the last three outgrows any cache."""
+    forest = spanning_forest(grids(graphs, side, side)).to(cuda.DEVICE)
+    operands = _operands(forest.num_nodes, channels)
+    return forest, *(operand.to(cuda.DEVICE) for operand in operands)
 
 
 def _scan(x: torch.Tensor, transition: torch.Tensor, forest: groot_graph.Forest) -> Callable:

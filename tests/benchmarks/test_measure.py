@@ -15,6 +15,12 @@ def test_interleave_takes_turns_with_an_untimed_call_before_each_timed_one(monke
     assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2}
 
 
+def test_interleave_takes_the_time_from_another_clock(monkeypatch):
+    monkeypatch.setattr(measure, "LEAD_IN_SECONDS", 0.0)
+    samples = measure.interleave({"a": lambda: 3.0}, repeats=2, seconds=lambda call: call() + 1)
+    assert samples == {"a": [4.0, 4.0]}
+
+
 def test_lead_in_goes_on_for_its_time(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(measure, "LEAD_IN_SECONDS", 3)

@@ -3,7 +3,8 @@ import re
 import pytest
 
 from benchmarks.registry import Result
-from benchmarks.report import quantity, table
+from benchmarks.report import table
+from benchmarks.units import quantity
 
 MACHINE = {
     "cpu": "a CPU",
@@ -39,6 +40,27 @@ def test_missed_goal_is_printed_as_missed():
     assert lines[-1] == "1 of 2 goals met."
 
 
+def test_limit_has_no_peer_in_the_table():
+    result = Result("tree_ssm_conv", "row", "work", "<= 2 s", ours=1.0, met=True)
+    lines = table(MACHINE, [result]).splitlines()
+    assert lines[4].startswith("-- tree_ssm_conv --")
+    assert re.sub(" +", " ", lines[5]) == "work 1 s - - - <= 2 s met"
+
+
+def test_gpu_stands_above_the_cpu():
+    gpu = {
+        "name": "a GPU",
+        "memory": 80 * 10**9,
+        "driver": "580.1",
+        "cuda": "13.0",
+        "cupy": "14.0",
+        "copy_bandwidth": 2.9e12,
+    }
+    lines = table(MACHINE | {"gpu": gpu}, []).splitlines()
+    assert lines[0] == ("a GPU, 80 GB, driver 580.1, CUDA 13.0, CuPy 14.0, copy bandwidth 2.9 TB/s")
+    assert lines[1].startswith("a CPU")
+
+
 def test_row_that_was_not_measured_has_its_goal_and_the_reason():
     result = Result("tree_scan", "row", "work", ">= 2", note="not measured: needs the peer")
     lines = table(MACHINE, [result]).splitlines()
@@ -55,6 +77,8 @@ def test_row_that_was_not_measured_has_its_goal_and_the_reason():
         (1.234e-6, "s/node", "1,234 ns/node"),
         (201_326_592, "B", "201 MB"),
         (512, "B", "0.512 kB"),
+        (2.9e12, "B/s", "2.9 TB/s"),
+        (2.5e9, "edges/s", "2.5 G edges/s"),
     ],
 )
 def test_quantity(value, unit, text):

@@ -1,0 +1,32 @@
+"""A whole :class:`groot_graph.nn.TreeSSMConv`, the tree grown from the features of every call."""
+
+import torch
+
+from benchmarks import cuda
+from benchmarks.graphs import grids
+from benchmarks.registry import Measurement, at_most, row
+from groot_graph.nn import TreeSSMConv
+
+
+@row(
+    "TreeSSMConv({channels}, {channels}), {graphs} images of {side}x{side}, forward and backward",
+    at_most(),
+    full={"channels": 96, "graphs": 128, "side": 56},
+    smoke={"channels": 5, "graphs": 2, "side": 7},
+    device="cuda",
+)
+def forward_and_backward(repeats: int, channels: int, graphs: int, side: int) -> list[Measurement]:
+    torch.manual_seed(0)
+    graph = grids(graphs, side, side)
+    # Both directions, as PyG holds undirected graphs.
+    edge_index = torch.cat([graph.edge_index, graph.edge_index.flip(0)], dim=1).to(cuda.DEVICE)
+    conv = TreeSSMConv(channels, channels).to(cuda.DEVICE)
+    x, grad = (torch.randn(graph.num_nodes, channels, device=cuda.DEVICE) for _ in range(2))
+    leaves = [x.requires_grad_(), *conv.parameters()]
+
+    def gradients():
+        return torch.autograd.grad(conv(x, edge_index), leaves, grad)
+
+    measured = cuda.measure([gradients], repeats)
+    measured[0].note = cuda.share_outside(gradients)
+    return measured
