@@ -14,7 +14,7 @@ def run_all(device: torch.device) -> None:
         for direction in DIRECTIONS:
             whole_chain(moved(chain_operands(257, dtype=dtype), device), direction)
     for kind in FOREST_KINDS:
-        # Whole trees as segments, and two sizes with levels above.
+        # Whole trees as segments, and a size with a level above.
         for num_nodes in (63, 701, 3001):
             run_kind(kind, num_nodes, 3, device)
     run_kind("chain", 30_011, 1, device)
