@@ -245,8 +245,12 @@ extern "C" __global__ void offset_subtrees(const long long* arc_key, const long 
         const int above = source_of(arc_key[arc]), node = target_of(arc_key[arc]);
         if (parent[node] != above) continue;
         const int first = first_arc[above];
-        const int num_before =
-            num_light[arc] - light_size[arc] - num_light[first] + light_size[first];
+        // The running sum may pass 2^31, differences of unsigned numbers come out right all the
+        // same.
+        const unsigned int before = num_light[arc] - static_cast<unsigned int>(light_size[arc]);
+        const unsigned int before_first =
+            num_light[first] - static_cast<unsigned int>(light_size[first]);
+        const int num_before = static_cast<int>(before - before_first);
         const bool is_light = is_light_child(parent, heaviest, above, node);
         const int behind = is_light ? 1 + num_before : size[above] - size[node];
         const Tour tour = tour_of(label, end_of_trees, enter, size, node);

@@ -13,8 +13,9 @@
 // two chains follow each other, the segment between them is empty. So segments have fewer than 2
 // `most` nodes, and what enters one from below enters it at its last large node.
 //
-// A tree without large nodes is one segment. The segments of all others are linked: they are the
-// nodes of a smaller forest, in its order.
+// Trees without large nodes are whole in a segment, several together until they reach another
+// multiple of `length` places. The segments of all others are linked: they are the nodes of a
+// smaller forest, in its order.
 #include "common.cuh"
 #include "segment_flags.cuh"
 
@@ -99,19 +100,32 @@ __device__ inline long long next_piece(const int* above, const int* end, long lo
     return starts_chain(above, end, next, most) ? -1 : next;
 }
 
+// The segment that starts with a tree.
+__device__ inline unsigned long long one_of(const int* end, long long root, long long most) {
+    return is_large(end, root, most) ? ONE_LINKED : ONE_SEGMENT;
+}
+
+__device__ inline bool parts_trees(const int* end, long long root, long long next, long long most,
+                                   long long length) {
+    return is_large(end, root, most) || is_large(end, next, most) || root / length != next / length;
+}
+
 // Fills rows and flags, and marks where segments start. `ended_at` names the chain that ends at a
 // place between the pieces of another.
 extern "C" __global__ void mark_segments(const int* node_at, const int* above, const int* end,
                                          const int* count, int* row, int* flags,
                                          unsigned long long* starts, int* ended_at, long long most,
-                                         long long num_places) {
+                                         long long length, long long num_places) {
     const long long num_nodes = num_present(count, num_places);
     for (long long place = thread_index(); place < num_nodes; place += num_threads()) {
         row[place] = node_at[place];
-        const bool large = is_large(end, place, most);
+        if (place == 0) atomicAdd(starts, one_of(end, place, most));
         if (is_root(above, place)) {
             atomicOr(flags + place, ROOT);
-            atomicAdd(starts + place, large ? ONE_LINKED : ONE_SEGMENT);
+            const long long next = end[place];
+            if (next < num_nodes && parts_trees(end, place, next, most, length)) {
+                atomicAdd(starts + next, one_of(end, next, most));
+            }
         } else if (starts_chain(above, end, place, most)) {
             atomicAdd(starts + place, ONE_LINKED);
             atomicAdd(starts + end[place], ONE_LINKED);

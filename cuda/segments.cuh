@@ -59,14 +59,18 @@ struct Node {
     Values<NUM_STATES> up, down;
 };
 
-// The sums of the chains that a walk has left for a subtree, innermost last.
-template <int NUM_STATES, int DEPTH>
+// How many subtrees can hang from one another inside a segment: each is at most half as large as
+// the one it hangs from, and a segment has no tree of more than 1,024 nodes.
+const int DEPTH = 11;
+
+// The sums of the chains that a walk has left for a subtree, innermost last. Their number is kept
+// outside, in a register: an array that is indexed by a variable is not.
+template <int NUM_STATES>
 struct Stack {
     Values<NUM_STATES> kept[DEPTH];
-    int height = 0;
 
-    __device__ void push(const Values<NUM_STATES>& values) { kept[height++] = values; }
-    __device__ const Values<NUM_STATES>& pop() { return kept[--height]; }
+    __device__ void push(const Values<NUM_STATES>& values, int& height) { kept[height++] = values; }
+    __device__ const Values<NUM_STATES>& pop(int& height) { return kept[--height]; }
 };
 
 template <int NUM_STATES>
@@ -115,105 +119,117 @@ __device__ inline void add_to_chain(Node<NUM_STATES>& whole, const Node<NUM_STAT
     }
 }
 
-// Leaves a segment as one node: what it hands up and down where nothing enters it, and the product
-// of the transitions along its chain. The share of (1 - A^2) s telescopes: it is (1 - A^2) s of the
-// whole segment again.
-// `Nodes::AHEAD` nodes are loaded before the first of them is used: their loads are under way
-// together.
-template <int NUM_STATES, int DEPTH, class Nodes>
-__device__ Node<NUM_STATES> reduce_segment(const Nodes& nodes, const Level& level, int segment) {
-    Node<NUM_STATES> whole;
-    Values<NUM_STATES> sum;
-    Stack<NUM_STATES, DEPTH> stack;
-    set(whole.down, 0);
-    set(sum, 0);
-    for (int state = 0; state < NUM_STATES; ++state) whole.transition[state] = 1;
+// The rows and flags of the nodes that are loaded before the first of them is used, so that their
+// loads are under way together. Beyond the segment its last node stands in: a branch would part
+// them.
+template <int AHEAD>
+struct Batch {
+    int row[AHEAD], flags[AHEAD];
 
-    const int first = level.start[segment];
-    for (int end = level.start[segment + 1]; end > first; end -= Nodes::AHEAD) {
-        typename Nodes::Loaded loaded[Nodes::AHEAD];
-        int flags[Nodes::AHEAD];
-#pragma unroll
-        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            const int place = end - 1 - ahead;
-            if (place < first) continue;
-            flags[ahead] = level.flags[place];
-            loaded[ahead] = nodes.load(level.row[place], flags[ahead] & ROOT);
-        }
-#pragma unroll
-        for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            if (end - 1 - ahead < first) continue;
-            if (flags[ahead] & LAST) {
-                stack.push(sum);
-                set(sum, 0);
-            }
-            const Node<NUM_STATES> node = nodes.make(loaded[ahead]);
-            if (stack.height == 0) add_to_chain(whole, node, sum);
-            sum = handed_up(node, sum);
-            if (flags[ahead] & FIRST) add(sum, stack.pop());
-        }
+    __device__ void set(const Level& level, int ahead, int place) {
+        row[ahead] = level.row[place];
+        flags[ahead] = level.flags[place];
     }
-    whole.up = sum;
-    return whole;
+};
+
+template <int AHEAD>
+__device__ inline Batch<AHEAD> batch_upwards(const Level& level, int end, int first) {
+    Batch<AHEAD> batch;
+#pragma unroll
+    for (int ahead = 0; ahead < AHEAD; ++ahead) {
+        batch.set(level, ahead, end - 1 - ahead > first ? end - 1 - ahead : first);
+    }
+    return batch;
 }
 
-// Walks from the leaves to the first node. `nodes.keep` gets the sum of what every node hears from
-// its children.
-template <int NUM_STATES, int DEPTH, class Nodes>
-__device__ void walk_up(Nodes& nodes, const Level& level, int segment, Values<NUM_STATES> sum) {
-    Stack<NUM_STATES, DEPTH> stack;
+template <int AHEAD>
+__device__ inline Batch<AHEAD> batch_downwards(const Level& level, int begin, int end) {
+    Batch<AHEAD> batch;
+#pragma unroll
+    for (int ahead = 0; ahead < AHEAD; ++ahead) {
+        batch.set(level, ahead, begin + ahead < end ? begin + ahead : end - 1);
+    }
+    return batch;
+}
+
+// Walks from the leaves to the first node. `visit` gets every node with the sum of what it hears
+// from its children, and whether it is on the segment's chain; returns what the first node hands
+// up.
+template <int NUM_STATES, class Nodes, class Visit>
+__device__ Values<NUM_STATES> walk_up(Nodes& nodes, const Level& level, int segment,
+                                      Values<NUM_STATES> sum, Visit visit) {
+    Stack<NUM_STATES> stack;
+    int height = 0;
     const int first = level.start[segment];
     for (int end = level.start[segment + 1]; end > first; end -= Nodes::AHEAD) {
+        const Batch<Nodes::AHEAD> batch = batch_upwards<Nodes::AHEAD>(level, end, first);
         typename Nodes::Loaded loaded[Nodes::AHEAD];
-        int flags[Nodes::AHEAD], row[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            const int place = end - 1 - ahead;
-            if (place < first) continue;
-            flags[ahead] = level.flags[place];
-            row[ahead] = level.row[place];
-            loaded[ahead] = nodes.load(row[ahead], flags[ahead] & ROOT);
+            loaded[ahead] = nodes.load(batch.row[ahead], batch.flags[ahead] & ROOT);
         }
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
             if (end - 1 - ahead < first) continue;
-            if (flags[ahead] & LAST) {
-                stack.push(sum);
+            const int flags = batch.flags[ahead];
+            if (flags & LAST) {
+                stack.push(sum, height);
                 set(sum, 0);
             }
             const Node<NUM_STATES> node = nodes.make(loaded[ahead]);
-            nodes.keep(row[ahead], loaded[ahead], sum);
+            visit(batch.row[ahead], loaded[ahead], node, sum, height == 0);
             sum = handed_up(node, sum);
-            if (flags[ahead] & FIRST) add(sum, stack.pop());
+            if (flags & FIRST) add(sum, stack.pop(height));
+            // Before a root comes another tree.
+            if (flags & ROOT) set(sum, 0);
         }
     }
+    return sum;
 }
 
 // Walks from the first node to the leaves. `nodes.hand_down` gets what every node hears from its
 // parent, and returns what it hands down itself.
-template <int NUM_STATES, int DEPTH, class Nodes>
+template <int NUM_STATES, class Nodes>
 __device__ void walk_down(Nodes& nodes, const Level& level, int segment, Values<NUM_STATES> heard) {
-    Stack<NUM_STATES, DEPTH> stack;
+    Stack<NUM_STATES> stack;
+    int height = 0;
     const int end = level.start[segment + 1];
     for (int begin = level.start[segment]; begin < end; begin += Nodes::AHEAD) {
+        const Batch<Nodes::AHEAD> batch = batch_downwards<Nodes::AHEAD>(level, begin, end);
         typename Nodes::LoadedAgain loaded[Nodes::AHEAD];
-        int flags[Nodes::AHEAD], row[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            const int place = begin + ahead;
-            if (place >= end) continue;
-            flags[ahead] = level.flags[place];
-            row[ahead] = level.row[place];
-            loaded[ahead] = nodes.load_again(row[ahead], flags[ahead] & ROOT);
+            loaded[ahead] = nodes.load_again(batch.row[ahead], batch.flags[ahead] & ROOT);
         }
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
             if (begin + ahead >= end) continue;
-            if (flags[ahead] & FIRST) stack.push(heard);
-            heard = nodes.hand_down(row[ahead], loaded[ahead], heard);
-            if (flags[ahead] & LAST) heard = stack.pop();
+            const int flags = batch.flags[ahead];
+            if (flags & ROOT) set(heard, 0);
+            if (flags & FIRST) stack.push(heard, height);
+            heard = nodes.hand_down(batch.row[ahead], loaded[ahead], heard);
+            if (flags & LAST) heard = stack.pop(height);
         }
     }
+}
+
+// Leaves a segment as one node: what it hands up and down where nothing enters it, and the product
+// of the transitions along its chain. The share of (1 - A^2) s telescopes: it is (1 - A^2) s of the
+// whole segment again.
+template <int NUM_STATES, class Nodes>
+__device__ Node<NUM_STATES> reduce_segment(Nodes& nodes, const Level& level, int segment) {
+    Node<NUM_STATES> whole;
+    Values<NUM_STATES> nothing;
+    set(nothing, 0);
+    set(whole.down, 0);
+    for (int state = 0; state < NUM_STATES; ++state) whole.transition[state] = 1;
+    whole.up = walk_up<NUM_STATES>(
+        nodes, level, segment, nothing,
+        [&whole](int, const typename Nodes::Loaded&, const Node<NUM_STATES>& node,
+                 const Values<NUM_STATES>& sum, bool is_on_chain) {
+            if (is_on_chain) add_to_chain(whole, node, sum);
+        });
+    return whole;
 }
 
 // The nodes of a level above the input: an array of transitions, and for every recurrence one for
@@ -269,6 +285,24 @@ __device__ inline void read_entering(const Reduced& arrays, int row, long long c
     }
 }
 
+// Walks a segment once what enters it is known, from row `row` of the level above; nothing enters
+// it where that is negative.
+template <int NUM_STATES, class Nodes>
+__device__ void finish_segment(Nodes& nodes, const Level& level, int segment, const Reduced& above,
+                               int row, long long column, int num_states) {
+    Values<NUM_STATES> sum, heard;
+    set(sum, 0);
+    set(heard, 0);
+    if (row >= 0) read_entering(above, row, column, num_states, sum, heard);
+    if (IS_BACKWARD || DIRECTION != DOWN) {
+        walk_up<NUM_STATES>(
+            nodes, level, segment, sum,
+            [&nodes](int row, const typename Nodes::Loaded& loaded, const Node<NUM_STATES>&,
+                     const Values<NUM_STATES>& sum, bool) { nodes.keep(row, loaded, sum); });
+    }
+    if (IS_BACKWARD || DIRECTION != UP) walk_down<NUM_STATES>(nodes, level, segment, heard);
+}
+
 struct ReducedNodes {
     static const int AHEAD = 4;
     using Loaded = Node<1>;
@@ -314,11 +348,6 @@ struct ReducedNodes {
     }
 };
 
-// How many subtrees can hang from one another inside a segment. Each is at most half as large as
-// the one it hangs from: those of the input have at most 1,024 nodes, those above fewer than 2^31.
-const int INPUT_DEPTH = 11;
-const int REDUCED_DEPTH = 32;
-
 // A thread walks one column of every `num_walks`-th segment; threads beyond these get none.
 struct Share {
     long long first_segment, column;
@@ -334,12 +363,12 @@ extern "C" __global__ void reduce_level(const int* plan, long long num_places, l
                                         long long num_rows_above, long long num_columns) {
     const Level level = read_level(plan, num_places);
     const Share share = share_of_thread(num_columns, num_walks);
-    const ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
+    ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
     for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
         if (level.linked_as[segment] < 0) continue;
-        const Node<1> whole = reduce_segment<1, REDUCED_DEPTH>(nodes, level, segment);
+        const Node<1> whole = reduce_segment<1>(nodes, level, segment);
         write_reduced(above, level.linked_as[segment], share.column, 1, whole);
     }
 }
@@ -353,16 +382,7 @@ extern "C" __global__ void finish_level(const int* plan, long long num_places, l
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
     for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
-        Values<1> sum, heard;
-        set(sum, 0);
-        set(heard, 0);
         const int row = level.linked_as[segment];
-        if (row >= 0) read_entering(above, row, share.column, 1, sum, heard);
-        if (DIRECTION != DOWN || IS_BACKWARD) {
-            walk_up<1, REDUCED_DEPTH>(nodes, level, segment, sum);
-        }
-        if (DIRECTION != UP || IS_BACKWARD) {
-            walk_down<1, REDUCED_DEPTH>(nodes, level, segment, heard);
-        }
+        finish_segment<1>(nodes, level, segment, above, row, share.column, 1);
     }
 }

@@ -7,7 +7,7 @@
 // never in memory at once: a walk carries STATES_PER_WALK of a channel's states at a time.
 //
 // Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float),
-// one DIRECTION, forward or IS_BACKWARD, STATES_PER_WALK, and GROUP_SIZE, the number of
+// one DIRECTION, forward or IS_BACKWARD, STATES_PER_WALK, HAS_CHUNKS, and GROUP_SIZE, the number of
 // neighbouring channels whose gradients of B and C are added up on the spot.
 #include "segments.cuh"
 
@@ -50,6 +50,26 @@ __device__ inline VALUE sum_of_group(VALUE value) {
         value += __shfl_down_sync(mask, value, distance, GROUP_SIZE);
     }
     return value;
+}
+
+// Sixteen bytes of a row of B or C, for one access.
+struct alignas(16) Chunk {
+    static const int SIZE = 16 / sizeof(INPUT);
+    INPUT at[SIZE];
+};
+
+// The states of a walk; those beyond `num_states` are 0. HAS_CHUNKS says that rows are made of
+// whole and aligned chunks.
+__device__ inline void read_states(const INPUT* from, int num_states, VALUE* states) {
+#pragma unroll
+    for (int state = 0; state < STATES_PER_WALK; ++state) {
+        if (HAS_CHUNKS) {
+            const Chunk chunk = reinterpret_cast<const Chunk*>(from)[state / Chunk::SIZE];
+            states[state] = to_value(chunk.at[state % Chunk::SIZE]);
+        } else {
+            states[state] = state < num_states ? to_value(from[state]) : VALUE(0);
+        }
+    }
 }
 
 struct InputNodes {
@@ -104,11 +124,8 @@ struct InputNodes {
         loaded.step = operands.has_own_step ? to_value(operands.step[at]) : loaded.delta;
         loaded.grad = IS_BACKWARD ? to_value(operands.grad[at]) : VALUE(0);
         loaded.is_root = is_root != 0;
-        for (int state = 0; state < STATES_PER_WALK; ++state) {
-            const bool exists = state < num_states();
-            loaded.B[state] = exists ? to_value(operands.B[at_state + state]) : VALUE(0);
-            loaded.C[state] = exists ? to_value(operands.C[at_state + state]) : VALUE(0);
-        }
+        read_states(operands.B + at_state, num_states(), loaded.B);
+        read_states(operands.C + at_state, num_states(), loaded.C);
         return loaded;
     }
 
@@ -288,7 +305,7 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
         for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
             nodes.start(state);
             const Node<STATES_PER_WALK> whole =
-                reduce_segment<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment);
+                reduce_segment<STATES_PER_WALK>(nodes, level, segment);
             const long long column = share.column * num_states + state;
             write_reduced(above, row, column, nodes.num_states(), whole);
         }
@@ -318,17 +335,9 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
         const int row = level.linked_as[segment];
         for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
             nodes.start(state);
-            Values<STATES_PER_WALK> sum, heard;
-            set(sum, 0);
-            set(heard, 0);
             const long long column = channel * num_states + state;
-            if (row >= 0) read_entering(above, row, column, nodes.num_states(), sum, heard);
-            if (IS_BACKWARD || DIRECTION != DOWN) {
-                walk_up<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment, sum);
-            }
-            if (IS_BACKWARD || DIRECTION != UP) {
-                walk_down<STATES_PER_WALK, INPUT_DEPTH>(nodes, level, segment, heard);
-            }
+            finish_segment<STATES_PER_WALK>(nodes, level, segment, above, row, column,
+                                            nodes.num_states());
             if (IS_BACKWARD && !is_padding) {
                 const long long walk = share.first_segment;
                 grad_A[walk * num_channels * num_states + column] += nodes.grad_rate;

@@ -125,12 +125,12 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
     const Level level = read_level(plan, num_nodes);
     const Share share = share_of_thread(num_channels, num_walks);
     const Operands operands = {x, transition, grad, nullptr, nullptr, nullptr, num_channels};
-    const InputNodes nodes = {operands, share.column};
+    InputNodes nodes = {operands, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
     for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
         if (level.linked_as[segment] < 0) continue;
-        const Node<1> whole = reduce_segment<1, INPUT_DEPTH>(nodes, level, segment);
+        const Node<1> whole = reduce_segment<1>(nodes, level, segment);
         write_reduced(above, level.linked_as[segment], share.column, 1, whole);
     }
 }
@@ -147,12 +147,7 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
     for (long long segment = share.first_segment; segment < level.num_segments;
          segment += num_walks) {
-        Values<1> sum, heard;
-        set(sum, 0);
-        set(heard, 0);
         const int row = level.linked_as[segment];
-        if (row >= 0) read_entering(above, row, share.column, 1, sum, heard);
-        if (IS_BACKWARD || DIRECTION != DOWN) walk_up<1, INPUT_DEPTH>(nodes, level, segment, sum);
-        if (IS_BACKWARD || DIRECTION != UP) walk_down<1, INPUT_DEPTH>(nodes, level, segment, heard);
+        finish_segment<1>(nodes, level, segment, above, row, share.column, 1);
     }
 }

@@ -16,9 +16,10 @@ class Forest:
             :obj:`[num_nodes]`.
         parent (LongTensor): The parent of every node, and the node itself at a root, of shape
             :obj:`[num_nodes]`.
-        plan (Tensor, optional): What the scans walk along on this device, as
-            :func:`groot_graph.root_forest` makes it; made from `parent` where it is missing.
-            (default: :obj:`None`)
+        plan (Tensor, optional): What the scans walk along on a CUDA device, as
+            :func:`groot_graph.root_forest` makes it. It belongs to `parent`: whoever overwrites one
+            in place has to overwrite the other. Where it is missing, the scans make it from
+            `parent`. (default: :obj:`None`)
 
     Raises:
         TypeError: If an argument is not a tensor of dtype :obj:`torch.int64`.
@@ -54,6 +55,7 @@ class Forest:
         self.order = order
         self.parent = parent
         self.plan = plan
+        self.made_plan = None
 
     @property
     def num_nodes(self) -> int:

@@ -13,6 +13,8 @@ from torch import Tensor
 from groot_graph.forest import Forest
 
 THREADS_PER_BLOCK = 256
+# About what the largest GPUs run at once. Kernels stride over their work, so more gain nothing.
+MOST_THREADS = 2**18
 
 # The types of cuda/common.cuh in which the kernels read tensors.
 C_TYPES = {
@@ -40,7 +42,7 @@ def launch(
     operation: str,
     kernel: str,
     num_threads: int,
-    *arguments: "Tensor | int | None",
+    *arguments: "Tensor | int | np.generic | None",
     **macros: "str | int",
 ) -> None:
     r"""Runs a kernel, inside a function that is called :func:`on_current_stream`.
@@ -49,15 +51,25 @@ def launch(
         operation (str): The file that holds the kernel, :obj:`cuda/<operation>.cu`.
         kernel (str): The kernel's name.
         num_threads (int): How many threads are wanted; rounded up to whole blocks.
-        *arguments (Tensor or int or None): What the kernel takes: a pointer for every tensor, a
-            null pointer for None, a :obj:`long long` for every number.
+        *arguments (Tensor or int or None): What the kernel takes, each made a :func:`word`.
         **macros (str or int): Macros that the file is compiled with.
     """
     if num_threads == 0:
         return
     grid = -(-num_threads // THREADS_PER_BLOCK)
     compiled = load(operation, tuple(sorted(macros.items())))
-    compiled.launch(kernel, grid, tuple(_as_word(value) for value in arguments))
+    compiled.launch(kernel, grid, tuple(map(word, arguments)))
+
+
+def word(value: "Tensor | int | np.generic | None") -> np.generic:
+    r"""The eight bytes that a kernel gets: a tensor's address, a null pointer for None, a number.
+    What is one already stays: making it costs as much as passing it on.
+    """
+    if isinstance(value, np.generic):
+        return value
+    if isinstance(value, Tensor):
+        return np.uint64(value.data_ptr())
+    return np.int64(0 if value is None else value)
 
 
 def source(operation: str) -> str:
@@ -146,10 +158,3 @@ def check_versions(cupy_version: str, runtime: int, driver: int) -> None:
 @cache
 def _external_stream(stream: int, device_index: int):
     return _cupy().cuda.ExternalStream(stream, device_index)
-
-
-def _as_word(value: "Tensor | int | None"):
-    r"""Eight bytes for every argument."""
-    if isinstance(value, Tensor):
-        return np.uint64(value.data_ptr())
-    return np.int64(0 if value is None else value)

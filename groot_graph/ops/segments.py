@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groot_graph.ops.kernels import launch
+from groot_graph.ops.kernels import MOST_THREADS, launch
 
 # A segment has fewer than twice as many nodes; a subtree of more nodes is large.
 MOST = 64
-# A forest of so few nodes is not cut: a whole tree is a segment.
-FEW = 1024
+# A tree of so few nodes altogether is not cut. The depth in cuda/segments.cuh allows for 1,024.
+FEW = 128
 
 
 class Level(NamedTuple):
@@ -105,7 +105,7 @@ def _cut_level(level: Level, forest: tuple, count, most: int, linked: tuple) -> 
     starts = torch.zeros(size, dtype=torch.int64, device=row.device)
     ended_at = torch.zeros(size, dtype=torch.int32, device=row.device)
     marks = starts, ended_at
-    _launch("mark_segments", size, *forest, count, row, flags, *marks, most, size)
+    _launch("mark_segments", size, *forest, count, row, flags, *marks, most, MOST, size)
     segments = starts.cumsum(0)
     _, above, end = forest
     arguments = (above, end, count, starts, segments, ended_at, start, linked_as, counts)
@@ -113,4 +113,4 @@ def _cut_level(level: Level, forest: tuple, count, most: int, linked: tuple) -> 
 
 
 def _launch(kernel: str, num_threads: int, *arguments) -> None:
-    launch("segments", kernel, num_threads, *arguments)
+    launch("segments", kernel, min(num_threads, MOST_THREADS), *arguments)

@@ -4,12 +4,12 @@ import torch
 
 from groot_graph.forest import Forest
 from groot_graph.ops.checks import DIRECTIONS
-from groot_graph.ops.kernels import C_TYPES, launch
+from groot_graph.ops.kernels import C_TYPES, MOST_THREADS, launch
 from groot_graph.ops.segments import levels_of
 
-# Half of what a large GPU can hold: then the rows of a walk up are still in the cache for the walk
+# Along the input so few threads that the rows of their walks up are still in the cache for those
 # down. The same on every GPU, so that sums come out the same.
-MOST_THREADS = 2**16
+MOST_WALKING_THREADS = 2**16
 
 
 class Walks:
@@ -24,7 +24,7 @@ class Walks:
         direction (str): The direction of the scan.
         is_backward (bool): Whether the gradients are wanted.
         most_walks (int, optional): A bound on the number of segments of the input that are walked
-            at a time. (default: as many as the GPU can hold)
+            at a time. (default: as many as :obj:`MOST_WALKING_THREADS` allow)
         **macros: What else the kernels are compiled with.
     """
 
@@ -37,13 +37,14 @@ class Walks:
         dtype: torch.dtype,
         direction: str,
         is_backward: bool,
-        most_walks: int = MOST_THREADS,
+        most_walks: int = MOST_WALKING_THREADS,
         **macros: "str | int",
     ):
         self.operation = operation
         self.levels = levels_of(forest.plan, forest.num_nodes)
         self.width = width
-        self.num_walks = min(_num_walks(width, forest.num_nodes), most_walks)
+        num_walks = _num_walks(width, forest.num_nodes, MOST_WALKING_THREADS)
+        self.num_walks = min(num_walks, most_walks)
         self.num_columns = num_columns
         self.macros = macros | {
             "VALUE": C_TYPES[dtype],
@@ -80,7 +81,7 @@ class Walks:
 
     def _launch_level(self, kernel: str, number: int) -> None:
         plan, num_places = self.levels[number]
-        num_walks = _num_walks(self.num_columns, num_places)
+        num_walks = _num_walks(self.num_columns, num_places, MOST_THREADS)
         arrays = (*self._arrays(number), *self._arrays(number + 1), self.num_columns)
         num_threads = num_walks * self.num_columns
         self._launch(kernel, num_threads, plan, num_places, num_walks, *arrays)
@@ -98,6 +99,6 @@ def _num_arrays(direction: str, is_backward: bool) -> int:
     return 3 if is_backward else 2
 
 
-def _num_walks(width: int, num_segments: int) -> int:
-    r"""As many segments at a time as the GPU can hold: at least one, at most all."""
-    return max(1, min(num_segments, MOST_THREADS // max(width, 1)))
+def _num_walks(width: int, num_segments: int, most_threads: int) -> int:
+    r"""How many segments are walked at a time: at least one, at most all."""
+    return max(1, min(num_segments, most_threads // max(width, 1)))

@@ -22,6 +22,10 @@ STEPS = {
 }
 
 
+def roomy_plan_size(num_nodes: int) -> int:
+    return 20 * num_nodes + 256
+
+
 @contextmanager
 def cuda_kernels(
     seed: int = 0,
@@ -36,7 +40,8 @@ def cuda_kernels(
         patch.object(segments, "MOST", most),
         patch.object(segments, "FEW", few),
         # Short segments shrink a forest by less from level to level.
-        patch.object(segments, "plan_size", lambda num_nodes: 20 * num_nodes + 256),
+        patch.object(segments, "plan_size", roomy_plan_size),
+        patch("groot_graph.ops.root_forest.api.plan_size", roomy_plan_size),
     ):
         yield
 

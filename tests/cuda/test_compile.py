@@ -31,6 +31,7 @@ CONFIGURATIONS = {
         scan
         | {
             "STATES_PER_WALK": 1 if scan["IS_BACKWARD"] or scan["DIRECTION"] == 0 else 8,
+            "HAS_CHUNKS": 0 if scan["IS_BACKWARD"] or scan["DIRECTION"] == 0 else 1,
             "GROUP_SIZE": 32 if scan["IS_BACKWARD"] else 1,
         }
         for scan in SCANS

@@ -1,5 +1,6 @@
 """The layer over CUDA implementations, run on the CPU."""
 
+import sys
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -109,9 +110,57 @@ def test_one_plan_serves_every_scan_of_a_forest():
         TreeSSM(3)(torch.randn(40, 3), forest)
         assert forest.plan is plan
         own = without_plan(forest)
-        assert own.plan is None
-        tree_scan(torch.randn(40, 3), torch.rand(40, 3), own)
-        assert torch.equal(own.plan, plan)
+        scan = torch.randn(40, 3), torch.rand(40, 3), own
+        tree_scan(*scan)
+        made_for, made_plan = own.made_plan
+        assert torch.equal(made_plan, plan)
+        tree_scan(*scan)
+        assert own.made_plan[1] is made_plan
+
+
+def test_plan_follows_what_is_written_into_the_forest():
+    x, transition = torch.randn(33, 2), torch.rand(33, 2)
+    first, second = make_forest("random", 33), make_forest("chain", 33)
+    forest = Forest(first.order.clone(), first.parent.clone())
+    for source in (first, second, first):
+        forest.order.copy_(source.order)
+        forest.parent.copy_(source.parent)
+        expected = tree_scan(x, transition, source)
+        with cuda_kernels():
+            assert_close(tree_scan(x, transition, forest), expected)
+
+
+def test_plan_of_another_device_is_made_anew():
+    forest = make_forest("random", 33)
+    assert forest.plan.numel() == 0
+    x, transition = torch.randn(33, 2), torch.rand(33, 2)
+    expected = tree_scan(x, transition, forest)
+    with cuda_kernels():
+        assert_close(tree_scan(x, transition, forest), expected)
+
+
+def test_forest_seen_in_inference_mode_can_be_trained_on():
+    forest = without_plan(make_forest("random", 33))
+    x, transition = torch.randn(33, 2, requires_grad=True), torch.rand(33, 2)
+    with cuda_kernels():
+        with torch.inference_mode():
+            tree_scan(x, transition, forest)
+        assert forest.made_plan is None
+        tree_scan(x, transition, forest).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_every_stream_makes_its_own_plan(monkeypatch):
+    forest = without_plan(make_forest("random", 33))
+    x, transition = torch.randn(33, 2), torch.rand(33, 2)
+    api = sys.modules["groot_graph.ops.root_forest.api"]
+    with cuda_kernels():
+        tree_scan(x, transition, forest)
+        made_for, plan = forest.made_plan
+        monkeypatch.setattr(api, "_current_stream", lambda device: 77)
+        tree_scan(x, transition, forest)
+    assert forest.made_plan[0] == (made_for[0], 77)
+    assert forest.made_plan[1] is not plan
 
 
 def test_forest_in_any_valid_order():

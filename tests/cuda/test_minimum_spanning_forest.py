@@ -35,9 +35,9 @@ def on_host():
         yield
 
 
-def span_with(edge_index, edge_weight, num_nodes, seed, preempt, max_threads=cuda.MAX_THREADS):
+def span_with(edge_index, edge_weight, num_nodes, seed, preempt, max_threads=cuda.MOST_THREADS):
     """The forest under one order of blocks and threads, found by so many threads."""
-    with cuda_on_host(seed=seed, preempt=preempt), patch.object(cuda, "MAX_THREADS", max_threads):
+    with cuda_on_host(seed=seed, preempt=preempt), patch.object(cuda, "MOST_THREADS", max_threads):
         return minimum_spanning_forest_cuda(edge_index, edge_weight, num_nodes)
 
 
@@ -180,7 +180,7 @@ def test_same_mask_in_any_order_of_threads(graph, weights, preempt):
     edge_weight = WEIGHTS[weights](edge_index.size(1))
     expected = minimum_spanning_forest_reference(edge_index, edge_weight, num_nodes)
     for seed in range(4):
-        for max_threads in (256, 512, cuda.MAX_THREADS):
+        for max_threads in (256, 512, cuda.MOST_THREADS):
             found = span_with(edge_index, edge_weight, num_nodes, seed, preempt, max_threads)
             assert torch.equal(found, expected)
 

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from hypothesis import given, settings
 
 from groot_graph import Forest
-from groot_graph.ops import segments
+from groot_graph.ops import kernels, segments
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
 from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels
 from tests.graphs import FOREST_KINDS, forest_edges, forests
@@ -52,7 +54,7 @@ def check_level(level, num_rows, most, few):
     assert start[0] == 0 and start[-1] == num_rows
     longest = max((end - begin for begin, end in zip(start, start[1:], strict=False)), default=0)
     is_highest = level["num_places"] <= few
-    assert longest <= (few if is_highest else 2 * most - 1)
+    assert longest <= most - 1 + (few if is_highest else most)
     linked = [row for row in level["linked_as"] if row >= 0]
     assert linked == list(range(level["num_linked"])), "linked in their sequence"
     for begin, end in zip(start, start[1:], strict=False):
@@ -105,18 +107,31 @@ def test_segments_are_nodes_of_one_chain_and_what_hangs_from_it():
         assert len(outside) <= 1, "one parent outside at most: the node the segment hangs from"
 
 
+def test_small_trees_share_a_segment():
+    _, levels = cut(forest_edges("isolated", 1000), 1000, LENGTHS["as-on-a-gpu"])
+    assert len(levels[0]["start"]) - 1 == -(-1000 // segments.MOST)
+
+
+def test_depth_of_the_walks_suffices():
+    (depth,) = re.findall(r"const int DEPTH = (\d+);", kernels.source("tree_scan"))
+    # What hangs from a segment's chain, one subtree from another, has 2**(k + 1) - 1 nodes or more.
+    assert max(2 * segments.MOST, segments.FEW) < 2 ** int(depth)
+
+
 @pytest.mark.parametrize("kind", ["chain", "star", "spider", "caterpillar", "binary", "random"])
 def test_walks_do_not_follow_the_depth(kind):
     num_nodes = 5000
     _, levels = cut(forest_edges(kind, num_nodes), num_nodes, LENGTHS["as-on-a-gpu"])
-    assert len(levels) == 2
+    assert len(levels) == 3
     assert len(levels[0]["start"]) - 1 <= 3 * num_nodes / segments.MOST
     assert len(levels[1]["row"]) <= 3 * num_nodes / segments.MOST
 
 
 def test_number_of_levels_follows_the_logarithm_of_the_size():
-    sizes = {n: len(segments._level_sizes(n)) for n in (0, 1024, 1025, 10**5, 10**6, 10**7, 2**30)}
-    assert list(sizes.values()) == [1, 1, 2, 3, 4, 5, 6]
+    sizes = {
+        n: len(segments._level_sizes(n)) for n in (129, 10**4, 10**5, 10**6, 10**7, 10**8, 2**30)
+    }
+    assert list(sizes.values()) == [2, 3, 4, 4, 5, 6, 7]
 
 
 def test_plan_holds_all_its_levels():

@@ -90,6 +90,23 @@ def test_every_dtype(dtype, direction):
     assert_equals_reference(forest, 33, 3, direction, names, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_rows_of_whole_and_of_misaligned_chunks(direction, dtype):
+    forest, operands = make_forest("several", 31), selective_operands(31, 3, 16, dtype)
+    one_off = {
+        name: torch.cat([operands[name].flatten()[:1], operands[name].flatten()])[1:]
+        for name in "BC"
+    }
+    one_off = {name: value.view(31, 16) for name, value in one_off.items()}
+    assert all(value.is_contiguous() and value.data_ptr() % 16 for value in one_off.values())
+    with cuda_kernels():
+        forest = without_plan(forest)
+        expected = selective_tree_scan(**operands, forest=forest, direction=direction)
+        found = selective_tree_scan(**operands | one_off, forest=forest, direction=direction)
+    assert torch.equal(found, expected)
+
+
 @directions
 def test_mixed_dtypes_are_computed_in_the_widest(direction):
     forest, operands = make_forest("several", 31), selective_operands(31, 3, 2, torch.float32)

@@ -113,15 +113,18 @@ def test_transition_of_root_is_ignored(direction):
 
 
 @directions
-def test_infinite_input_stays_in_its_tree(direction):
+@pytest.mark.parametrize("lengths", [SHORT_SEGMENTS, {}], ids=["cut", "together-in-a-segment"])
+def test_infinite_input_stays_in_its_tree(lengths, direction):
     edge_index = torch.stack([torch.arange(39), torch.arange(1, 40)])
     edge_index = edge_index[:, edge_index[0] != 19]
-    with cuda_kernels(**SHORT_SEGMENTS):
+    with cuda_kernels(**lengths):
         forest = root_forest(edge_index, num_nodes=40)
-        x, transition = make_inputs(40, 1)
-        expected = tree_scan(x, transition, forest, direction)
-        x[3] = torch.inf
-        assert torch.equal(tree_scan(x, transition, forest, direction)[20:], expected[20:])
+        for node, others in ((3, slice(20, 40)), (30, slice(0, 20))):
+            x, transition = make_inputs(40, 1)
+            expected = tree_scan(x, transition, forest, direction)
+            x[node] = torch.inf
+            h = tree_scan(x, transition, forest, direction)
+            assert torch.equal(h[others], expected[others])
 
 
 @directions

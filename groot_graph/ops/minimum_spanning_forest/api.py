@@ -38,7 +38,8 @@ def minimum_spanning_forest(
         edge_index (LongTensor): The edges, of shape :obj:`[2, num_edges]`.
         edge_weight (Tensor): One weight per edge, floating point or integer, of shape
             :obj:`[num_edges]`.
-        num_nodes (int, optional): The number of nodes. (default: the highest node number plus one)
+        num_nodes (int, optional): The number of nodes. (default: the highest node number plus one,
+            for which a GPU is waited for)
 
     Returns:
         BoolTensor: True at the kept edges, of shape :obj:`[num_edges]`. Their number is

@@ -6,11 +6,8 @@ Nothing is read back from the device, so a CUDA graph can capture it.
 import torch
 from torch import Tensor
 
-from groot_graph.ops.kernels import launch, on_current_stream
+from groot_graph.ops.kernels import MOST_THREADS, launch, on_current_stream, word
 from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, comparable
-
-# About what the largest GPUs run at once; every thread strides over its share of the edges.
-MAX_THREADS = 2**18
 
 
 @on_current_stream
@@ -30,14 +27,17 @@ def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_no
     has_living = edge_index.new_empty(num_rounds, dtype=torch.int32)
 
     def run(kernel, size, *arguments):
-        launch("minimum_spanning_forest", kernel, min(size, MAX_THREADS), *arguments)
+        launch("minimum_spanning_forest", kernel, min(size, MOST_THREADS), *arguments)
 
     sizes = num_edges, num_nodes, num_rounds
-    state = link, lowest, ends, has_living
-    run("start_forest", max(sizes), source, target, *sizes, *state, edge_mask)
-    for round_number in range(num_rounds):
-        run("find_lowest", num_edges, weight, is_float, num_edges, round_number, *state)
-        run("join_lowest", num_nodes, num_nodes, round_number, *state, edge_mask)
+    # Made words once for all rounds.
+    state = tuple(map(word, (link, lowest, ends, has_living)))
+    of_edges, of_nodes = tuple(map(word, (weight, is_float, num_edges))), word(num_nodes)
+    mask = word(edge_mask)
+    run("start_forest", max(sizes), source, target, *sizes, *state, mask)
+    for round_number in map(word, range(num_rounds)):
+        run("find_lowest", num_edges, *of_edges, round_number, *state)
+        run("join_lowest", num_nodes, of_nodes, round_number, *state, mask)
     return edge_mask
 
 

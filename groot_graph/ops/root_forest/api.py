@@ -34,7 +34,8 @@ def root_forest(
         edge_mask (BoolTensor, optional): True at the edges of the forest, as
             :func:`groot_graph.minimum_spanning_forest` returns them, of shape :obj:`[num_edges]`.
             (default: all edges)
-        num_nodes (int, optional): The number of nodes. (default: the highest node number plus one)
+        num_nodes (int, optional): The number of nodes. (default: the highest node number plus one,
+            for which a GPU is waited for)
         root (str or LongTensor, optional): Where each tree is rooted: at its lowest node
             (:obj:`"first"`), its highest (:obj:`"last"`), or at the given nodes, one for each tree
             in any sequence. (default: :obj:`"first"`)
@@ -75,13 +76,31 @@ def root_forest(
 
 def scan_plan(forest: Forest) -> Tensor:
     r"""What the scans walk along on the forest's device: nothing but on CUDA devices."""
-    if forest.plan is not None:
+    parent = forest.parent
+    if not has_kernels(parent.device):
+        return _no_plan(parent)
+    if forest.plan is not None and forest.plan.numel() == plan_size(parent.size(0)):
         return forest.plan
-    plan = _scan_plan(forest.parent)
-    # What a trace holds must not outlive it.
-    if not torch.compiler.is_compiling():
-        forest.plan = plan
-    return plan
+    if not _is_lasting(parent):
+        return _scan_plan(parent)
+    # Another stream would read a plan that may not be there yet, another version an outdated one.
+    made_for = parent._version, _current_stream(parent.device)
+    if forest.made_plan is None or forest.made_plan[0] != made_for:
+        forest.made_plan = made_for, _scan_plan(parent)
+    return forest.made_plan[1]
+
+
+def _is_lasting(parent: Tensor) -> bool:
+    r"""Whether a plan that is made now may serve later calls: none may that belongs to a trace, to
+    a CUDA graph or to inference mode.
+    """
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or parent.is_inference():
+        return False
+    return parent.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def _current_stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _check_root(root, edge_index: Tensor) -> None:
@@ -124,8 +143,6 @@ def _(edge_index, edge_mask, num_nodes, root, root_nodes):
     "groot_graph::scan_plan", mutates_args=(), schema="(Tensor parent) -> Tensor"
 )
 def _scan_plan(parent):
-    if not has_kernels(parent.device):
-        return _no_plan(parent)
     return implementation("root_forest", parent.device, "_plan")(parent)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from groot_graph.ops.checks import check_acyclic, check_one_root_per_tree, values_are_checked
-from groot_graph.ops.kernels import launch, on_current_stream
+from groot_graph.ops.kernels import MOST_THREADS, launch, on_current_stream
 from groot_graph.ops.segments import cut, plan_size
 
 # Arcs are numbered with 32 bits, two for every edge.
@@ -176,4 +176,4 @@ def _order(tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor, order: Te
 
 
 def _launch(kernel: str, num_threads: int, *arguments) -> None:
-    launch("root_forest", kernel, num_threads, *arguments)
+    launch("root_forest", kernel, min(num_threads, MOST_THREADS), *arguments)

@@ -9,7 +9,7 @@ from groot_graph.ops.checks import (
     check_forest,
     check_shape,
 )
-from groot_graph.ops.dispatch import implementation, operand_dtype
+from groot_graph.ops.dispatch import has_kernels, implementation, operand_dtype
 from groot_graph.ops.root_forest.api import scan_plan
 
 
@@ -106,7 +106,9 @@ def _(grad, x, transition, h, order, parent, plan, direction):
 
 def _setup_context(ctx, inputs, output):
     x, transition, order, parent, plan, ctx.direction = inputs
-    ctx.save_for_backward(x, transition, output, order, parent, plan)
+    # The CUDA kernels find h again on their way.
+    h = x.new_empty(0) if has_kernels(x.device) else output
+    ctx.save_for_backward(x, transition, h, order, parent, plan)
 
 
 def _backward(ctx, grad):

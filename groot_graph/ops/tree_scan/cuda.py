@@ -22,6 +22,7 @@ def tree_scan_cuda(x: Tensor, transition: Tensor, forest: Forest, direction: str
 def tree_scan_backward_cuda(
     grad: Tensor, x: Tensor, transition: Tensor, h: Tensor, forest: Forest, direction: str
 ) -> tuple[Tensor, Tensor]:
+    r"""The gradients of x and transition; `h` is not read."""
     grad, x, transition = grad.contiguous(), x.contiguous(), transition.contiguous()
     grad_x, grad_transition = (torch.empty_like(x, dtype=computing_dtype(x)) for _ in range(2))
     walks = _walks(x, forest, direction, is_backward=True)
