@@ -1,7 +1,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import is_compiling
 from torch_geometric.nn import MessagePassing
@@ -23,8 +22,14 @@ TREES = ("min", "max", "random")
 ROOTS = ("first", "last")
 
 
+def unit(x: Tensor) -> Tensor:
+    r"""Scales features to length one, as :func:`torch.nn.functional.cosine_similarity` does."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
+
+
 def cosine(x_i: Tensor, x_j: Tensor) -> Tensor:
-    return torch.exp(-F.cosine_similarity(x_i, x_j, dim=-1))
+    r"""Of features of length one. They are scaled node by node, because a node has many edges."""
+    return torch.exp(-(x_i * x_j).sum(dim=-1))
 
 
 def euclidean(x_i: Tensor, x_j: Tensor) -> Tensor:
@@ -138,9 +143,22 @@ class TreeTopology(MessagePassing):
         edge_mask = minimum_spanning_forest(edge_index, edge_weight, x.size(0))
         return root_forest(edge_index, edge_mask, x.size(0), root)
 
-    def edge_update(self, x_i: Tensor, x_j: Tensor) -> Tensor:
+    def comparable(self, x: Tensor) -> Tensor:
+        r"""The node features as :meth:`dissimilarity` takes them: in :obj:`torch.float32` at least,
+        for the metric :obj:`"cosine"` scaled to length one.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return unit(x) if self.metric == "cosine" else x
+
+    def dissimilarity(self, x_i: Tensor, x_j: Tensor) -> Tensor:
+        r"""The metric of pairs of :meth:`comparable` features, of shape :obj:`[*, channels]` with
+        the same :obj:`*`, which is the shape of what it returns.
+        """
         metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
-        edge_weight = metric(x_i, x_j)
+        return metric(x_i, x_j)
+
+    def edge_update(self, x_i: Tensor, x_j: Tensor) -> Tensor:
+        edge_weight = self.dissimilarity(x_i, x_j)
         check_tensor("metric(x_i, x_j)", edge_weight)
         check_shape("metric(x_i, x_j)", edge_weight, (x_i.size(0),), "[num_edges]")
         if not is_compiling() and values_are_checked(edge_weight.device):
@@ -155,8 +173,7 @@ class TreeTopology(MessagePassing):
         if self.tree == "random":
             return torch.rand(edge_index.size(1), device=x.device)
         if edge_weight is None:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            edge_weight = self.edge_updater(edge_index, x=x)
+            edge_weight = self.edge_updater(edge_index, x=self.comparable(x))
         if self.tree == "min":
             return edge_weight
         # Not -w, because the negation of unsigned and of the lowest signed integers overflows.
