@@ -173,7 +173,8 @@ class GrootV(nn.Module):
 
     def pool(self, features: Tensor) -> Tensor:
         r"""The last map as one vector per image, of shape :obj:`[batch, num_features]`."""
-        return F.gelu(self.head_norm(self.head_conv(features))).mean(dim=(2, 3))
+        features = convolve(self.head_conv, features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.gelu(self.head_norm(features)).mean(dim=(2, 3))
 
     def reset_classifier(self, num_classes: int) -> None:
         r"""Puts a new last layer, for another number of classes, in place of the old one."""
@@ -236,7 +237,7 @@ class GrootVStage(nn.Module):
         self.downsample = Downsample(channels) if has_downsample else nn.Identity()
 
     def forward(self, x: Tensor, is_checkpointed: bool = False) -> tuple[Tensor, Tensor]:
-        edge_index = grid_edges(*x.shape[:3], x.device)
+        edge_index = grid_edges(x)
         for block in self.blocks:
             if is_checkpointed:
                 x = checkpoint(block, x, edge_index, use_reentrant=False)
@@ -269,7 +270,7 @@ class GrootVBlock(nn.Module):
         **kwargs (optional): Arguments of :class:`GridTreeSSM`.
 
     Shapes:
-        - **input:** features :math:`(B, H, W, C)`, the edges of :meth:`grid_edges`
+        - **input:** features :math:`(B, H, W, C)`, the edges of :func:`grid_edges`
         - **output:** features :math:`(B, H, W, C)`
     """
 
@@ -330,7 +331,7 @@ class GridTreeSSM(nn.Module):
         direction (str, optional): See :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
 
     Shapes:
-        - **input:** features :math:`(B, H, W, C)`, the edges of :meth:`grid_edges`
+        - **input:** features :math:`(B, H, W, C)`, the edges of :func:`grid_edges`
         - **output:** features :math:`(B, H, W, C)`
     """
 
@@ -371,18 +372,30 @@ class GridTreeSSM(nn.Module):
         return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
 
 
-@lru_cache(maxsize=64)
-def grid_edges(batch_size: int, height: int, width: int, device: torch.device) -> Tensor:
-    r"""The edges of a batch of grids, built once for every size and device. The result is shared:
-    copy it before changing it.
+def grid_edges(x: Tensor) -> Tensor:
+    r"""The edges of a batch of grids of features :obj:`[batch, height, width, channels]`. Shared by
+    all of one size and device: copy it before changing it.
     """
-    edge_index = grid_edge_index(height, width, device=device)
+    batch_size, height, width, _ = x.shape
+    if torch.compiler.is_compiling():
+        # Symbolic sizes are no keys; the compiler makes the few edges inside its own kernels.
+        return _make_grid_edges.__wrapped__(batch_size, height, width, x.device)
+    return _make_grid_edges(batch_size, height, width, x.device)
+
+
+@lru_cache(maxsize=64)
+def _make_grid_edges(batch_size: int, height: int, width: int, device: torch.device) -> Tensor:
+    edge_index = grid_edge_index.__wrapped__(height, width, device=device)
     return repeat_graph(edge_index, height * width, batch_size)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     r"""A convolution over features that have their channels last."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+    x = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_compiling():
+        # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
+        x = x.contiguous()
+    return conv(x).permute(0, 2, 3, 1).contiguous()
 
 
 @torch.no_grad()
