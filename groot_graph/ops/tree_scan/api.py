@@ -1,5 +1,6 @@
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from groot_graph.forest import Forest
 from groot_graph.ops.checks import (
@@ -117,3 +118,18 @@ def _backward(ctx, grad):
 
 
 _tree_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.groot_graph.tree_scan)
+def _flops(x_shape, transition_shape, order_shape, parent_shape, plan_shape, direction, **_) -> int:
+    # One multiplication and one addition for each pass, two more of both on the way down.
+    return x_shape.numel() * (6 if direction == "both" else 2)
+
+
+@register_flop_formula(torch.ops.groot_graph.tree_scan_backward)
+def _backward_flops(
+    grad_shape, x_shape, transition_shape, h_shape, order_shape, parent_shape, plan_shape,
+    direction, **_
+) -> int:  # fmt: skip
+    # The scan of the gradient, and the gradient of the transition out of both scans' values.
+    return grad_shape.numel() * (15 if direction == "both" else 3)
