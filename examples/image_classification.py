@@ -30,7 +30,12 @@ from tqdm import tqdm
 
 from groot_graph.nn import TreeSSMConv
 from groot_graph.transforms import ImageToGraph
-from groot_graph.visualization import affinity_map, plot_affinity, plot_image_tree
+from groot_graph.visualization import (
+    affinity_map,
+    plot_affinity,
+    plot_image_tree,
+    scan_of_layer,
+)
 
 # The settings.
 channels = 24  # features of a node
@@ -271,17 +276,11 @@ UNREADABLE = (
 # The picture. -------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def grow_tree(model: TreeClassifier, image: Tensor) -> tuple:
     """The forest and the transitions of the first block for one image."""
-    ssm = model.blocks[0].conv.ssm
-    seen = []
-    hook = ssm.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
-    predict(model, image[None])
-    hook.remove()
-    u, forest = seen
-    delta = F.softplus(ssm.dt_proj(ssm.x_proj(u)[:, : ssm.dt_rank]))
-    return forest.to("cpu"), torch.exp(-delta * ssm.A_log.exp().flatten()).cpu()
+    device = next(model.parameters()).device
+    forest, transition = scan_of_layer(model.eval(), image[None].to(device), layer=0)
+    return forest.to("cpu"), transition.cpu()
 
 
 def marked_nodes(image: Tensor, grid: int) -> list[int]:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops import tree_scan
-from groot_graph.ops.checks import check_floating, check_forest
+from groot_graph.nn import TreeSSM
+from groot_graph.ops import root_forest, tree_scan
+from groot_graph.ops.checks import check_floating, check_forest, check_positive_int
+from groot_graph.transforms.image_to_graph import raster_edge_index
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +61,78 @@ def affinity_map(forest: Forest, transition: Tensor, node: int) -> Tensor:
     signal = torch.zeros_like(transition)
     signal[node] = 1
     return tree_scan(signal, transition, forest).mean(dim=1)
+
+
+def scan_of_layer(model: torch.nn.Module, *inputs: Any, layer: "str | int" = 0) -> tuple:
+    r"""What one layer of a model passes states along: its forest and its transitions, for
+    :func:`affinity_map`.
+
+    Args:
+        model (torch.nn.Module): Any model that holds a :class:`~groot_graph.nn.TreeSSM`, such as
+            one of :class:`~groot_graph.nn.TreeSSMConv` layers or a
+            :class:`~groot_graph.models.GrootV`. It is run once, without gradients, in the mode that
+            it is in.
+        *inputs (Any): What the model is called with.
+        layer (str or int, optional): Which one: its number among those of the model, from the end
+            where negative, or the name of a module that holds no other. (default: :obj:`0`)
+
+    Returns:
+        (Forest, Tensor): The forest, and the transitions of shape :obj:`[num_nodes, channels]`,
+        where each state of each channel is a channel of its own.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the model holds no such layer, or does not run it for these inputs.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph.models import GrootV
+        >>> from groot_graph.visualization import affinity_map, scan_of_layer
+        >>> model = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=10)
+        >>> scan = scan_of_layer(model, torch.rand(1, 3, 32, 48), layer="stages.0")
+        >>> affinity_map(*scan, node=0).view(8, 12).shape
+        torch.Size([8, 12])
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"'model' must be a torch.nn.Module, got {type(model).__name__}")
+    ssm = _find_ssm(model, layer)
+    seen = []
+    hook = ssm.register_forward_pre_hook(lambda module, args: seen.append(args))
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        hook.remove()
+    if not seen:
+        raise ValueError(f"'layer' must be one that the model runs, got {layer!r}")
+    u, forest = seen[0]
+    with torch.no_grad():
+        return forest, ssm.transition(u).flatten(1)
+
+
+def raster_forest(height: int, width: int) -> Forest:
+    r"""The chain that a raster scan walks over a grid, row by row: what an image looks like to a
+    model of sequences, to be compared with a tree.
+
+    Args:
+        height (int): The number of nodes in a column.
+        width (int): The number of nodes in a row.
+
+    Returns:
+        Forest: One tree, the chain from the first node to the last.
+
+    Raises:
+        TypeError: If a size is not an int.
+        ValueError: If a size is below one.
+
+    Example:
+        >>> from groot_graph.visualization import raster_forest
+        >>> raster_forest(2, 2).parent
+        tensor([0, 0, 1, 2])
+    """
+    check_positive_int("height", height)
+    check_positive_int("width", width)
+    return root_forest(raster_edge_index(height, width), num_nodes=height * width)
 
 
 def plot_image_tree(
@@ -182,6 +256,31 @@ def plot_affinity(
         )  # fmt: skip
     ax.set_axis_off()
     return ax
+
+
+def _find_ssm(model: torch.nn.Module, layer: "str | int") -> TreeSSM:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, TreeSSM)}
+    names = list(found)
+    if isinstance(layer, str):
+        inside = [name for name in names if f"{name}.".startswith(f"{layer}.")]
+        if len(inside) != 1:
+            raise ValueError(
+                f"'layer' must be the name of a module with one TreeSSM, got {layer!r} with "
+                f"{len(inside)}; the model holds {_first_few(names)}"
+            )
+        return found[inside[0]]
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"'layer' must be a str or an int, got {type(layer).__name__}")
+    if not -len(names) <= layer < len(names):
+        raise ValueError(
+            f"'layer' must be one of the {len(names)} TreeSSM of the model, got {layer}; it holds "
+            f"{_first_few(names)}"
+        )
+    return found[names[layer]]
+
+
+def _first_few(names: list[str]) -> str:
+    return ", ".join(names[:4] + ["..."] * (len(names) > 4)) or "none"
 
 
 def _import_pyplot() -> Any:

@@ -141,15 +141,34 @@ class TreeSSM(torch.nn.Module):
         """
         check_features("u", u, self.channels)
         check_forest(forest, u.size(0), u.device, "u")
+        scan = self._scan if self.state_norm is None else self._normalized_scan
+        return scan(*self._operands(u), forest).to(u.dtype)
+
+    def transition(self, u: Tensor) -> Tensor:
+        r"""The transition of the edge from every node to its parent, :math:`e^{\mathbf{\Delta}_i
+        \mathbf{A}}`: how much of a state passes.
+
+        Args:
+            u (Tensor): The node features, of shape :obj:`[num_nodes, channels]`.
+
+        Returns:
+            Tensor: The transitions, of shape :obj:`[num_nodes, channels, state_size]`.
+
+        Raises:
+            TypeError: If `u` is not a floating point tensor.
+            ValueError: If its shape does not fit.
+        """
+        check_features("u", u, self.channels)
+        _, delta, A, *_ = self._operands(u)
+        return (delta.unsqueeze(2) * A).exp()
+
+    def _operands(self, u: Tensor) -> tuple[Tensor, ...]:
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
         delta = self.dt_proj(delta)
-
         dtype = torch.promote_types(u.dtype, torch.float32)
-        A = -self.A_log.to(dtype).exp()
-        operands = u.to(dtype), F.softplus(delta.to(dtype)), A, B.to(dtype), C.to(dtype)
-        scan = self._scan if self.state_norm is None else self._normalized_scan
-        return scan(*operands, self.D.to(dtype), forest).to(u.dtype)
+        A, D = -self.A_log.to(dtype).exp(), self.D.to(dtype)
+        return u.to(dtype), F.softplus(delta.to(dtype)), A, B.to(dtype), C.to(dtype), D
 
     def _scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, forest: Forest

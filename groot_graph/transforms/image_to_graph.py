@@ -40,6 +40,16 @@ def grid_edge_index(
     return torch.cat([torch.stack([a.flatten(), b.flatten()]) for a, b in pairs], dim=1)
 
 
+def raster_edge_index(
+    height: int, width: int, by_column: bool = False, device: torch.device | None = None
+) -> Tensor:
+    """Edges of the chain that a raster scan walks over a pixel grid whose nodes are numbered row by
+    row: along the rows, each from left to right, or along the columns, each from top to bottom."""
+    node = torch.arange(height * width, device=device).view(height, width)
+    walk = (node.t() if by_column else node).flatten()
+    return torch.stack([walk[:-1], walk[1:]])
+
+
 class ImageToGraph(InputToGraph):
     r"""Turns an image, or a batch of images of equal size, into the grid graph of its pixels or
     patches.
