@@ -32,8 +32,8 @@ class GrootV(nn.Module):
     The published sizes are :func:`grootv_tiny`, :func:`grootv_small` and :func:`grootv_base`.
 
     Args:
-        channels (int, optional): The channels of the first stage; each further stage doubles them.
-            (default: :obj:`80`)
+        channels (int, optional): The channels of the first stage, an even number; each further
+            stage doubles them. (default: :obj:`80`)
         depths (tuple of int, optional): The number of blocks of each stage.
             (default: :obj:`(2, 2, 9, 2)`)
         num_classes (int, optional): The number of classes; :obj:`0` leaves out the last layer, so
@@ -85,7 +85,7 @@ class GrootV(nn.Module):
         root: str = "first",
         direction: str = "both",
     ):
-        check_positive_int("channels", channels)
+        _check_channels(channels)
         check_positive_int("in_channels", in_channels)
         _check_depths(depths)
         _check_num_classes(num_classes)
@@ -97,10 +97,13 @@ class GrootV(nn.Module):
         self.depths = tuple(depths)
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.mlp_ratio = mlp_ratio
+        self.head_scale = head_scale
         self.gradient_checkpointing = False
 
         self.stem = Stem(in_channels, channels)
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        # On the CPU also where networks are made without memory, on the meta device.
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         make_block = partial(
             GrootVBlock, mlp_ratio=mlp_ratio, metric=metric, tree=tree, root=root,
             direction=direction,
@@ -114,7 +117,7 @@ class GrootV(nn.Module):
             )
             for stage, width in enumerate(self.channels)
         )
-        self.num_features = int(head_scale * self.channels[-1])
+        self.num_features = round(head_scale * self.channels[-1])
         self.head_conv = nn.Conv2d(self.channels[-1], self.num_features, 1, bias=False)
         self.head_norm = nn.BatchNorm2d(self.num_features)
         self.head = self._make_head(num_classes)
@@ -125,14 +128,12 @@ class GrootV(nn.Module):
         deviation 0.02 cut off at two deviations, convolutions as PyTorch does, the state space
         models as :class:`~groot_graph.nn.TreeSSM` does.
         """
-        for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        in_ssm = {linear for ssm in self.modules() if isinstance(ssm, TreeSSM)
-                  for linear in ssm.children()}  # fmt: skip
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module not in in_ssm:
+        # Children first, because a TreeSSM resets its own in its own way.
+        for module in reversed(list(self.modules())[1:]):
+            if isinstance(module, nn.Linear):
                 reset_projection(module)
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
 
     def forward(self, images: Tensor) -> Tensor:
         r"""The logits of the images, of shape :obj:`[batch, num_classes]`.
@@ -163,13 +164,7 @@ class GrootV(nn.Module):
             TypeError: If `images` is not a floating point tensor.
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
         """
-        self._check_images(images)
-        x = self.stem(images)
-        maps = []
-        for stage in self.stages:
-            features, x = stage(x, self.gradient_checkpointing and self.training)
-            maps.append(features.permute(0, 3, 1, 2))
-        return tuple(maps)
+        return self._forward_stages(images, len(self.stages))
 
     def pool(self, features: Tensor) -> Tensor:
         r"""The last map as one vector per image, of shape :obj:`[batch, num_features]`."""
@@ -187,6 +182,15 @@ class GrootV(nn.Module):
         r"""Whether blocks compute their inside anew in the backward pass instead of holding it."""
         check_bool("enable", enable)
         self.gradient_checkpointing = enable
+
+    def _forward_stages(self, images: Tensor, num_stages: int) -> tuple[Tensor, ...]:
+        self._check_images(images)
+        x = self.stem(images)
+        maps = []
+        for stage in self.stages[:num_stages]:
+            features, x = stage(x, self.gradient_checkpointing and self.training)
+            maps.append(features.permute(0, 3, 1, 2))
+        return tuple(maps)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         if num_classes == 0:
@@ -282,7 +286,7 @@ class GrootVBlock(nn.Module):
         self.norm1 = LayerNorm(channels)
         self.mixer = GridTreeSSM(channels, **kwargs)
         self.norm2 = LayerNorm(channels)
-        self.mlp = MLP(channels, int(mlp_ratio * channels))
+        self.mlp = MLP(channels, round(mlp_ratio * channels))
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         x = x + self._drop_path(self.mixer(self.norm1(x), edge_index))
@@ -359,9 +363,14 @@ class GridTreeSSM(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = F.silu(convolve(self.conv, u))
-        forest = self.topology(u.flatten(0, 2), edge_index, self._edge_weight(u))
-        y = self.out_norm(self.ssm(u.flatten(0, 2), forest)).view(u.shape)
+        y = self.out_norm(self.propagate(u, edge_index))
         return self.out_proj(y * F.silu(z))
+
+    def propagate(self, u: Tensor, edge_index: Tensor) -> Tensor:
+        r"""Grows a tree over every grid and passes the states along it."""
+        nodes = u.flatten(0, 2)
+        forest = self.topology(nodes, edge_index, self._edge_weight(u))
+        return self.ssm(nodes, forest).view(u.shape)
 
     @torch.no_grad()
     def _edge_weight(self, u: Tensor) -> Tensor:
@@ -454,6 +463,14 @@ def grootv_base(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> Groo
         GrootV: The network, with random weights. :func:`load_grootv` reads trained ones.
     """
     return GrootV(128, (2, 2, 13, 2), num_classes, in_channels, **kwargs)
+
+
+def _check_channels(channels) -> None:
+    check_positive_int("channels", channels)
+    if channels % 2:
+        raise ValueError(
+            f"'channels' must be even, since the stem starts with half, got {channels}"
+        )
 
 
 def _check_depths(depths) -> None:

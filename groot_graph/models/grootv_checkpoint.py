@@ -2,6 +2,7 @@ r"""Reads trained GrootV weights: those of the published code, and our own."""
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
 from os import PathLike, fspath
 from pathlib import Path
@@ -38,13 +39,8 @@ _NAMES = {
 # Under these keys training scripts store weights and their exponential moving average.
 _WRAPPERS = ("model", "state_dict", "module")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
-
-
-class _Ignored(dict):
-    r"""Stands in for the settings that the published code stores beside its weights."""
-
-    def __setstate__(self, state) -> None:
-        pass
+# The published code stores its settings beside its weights; they are read as a plain dictionary.
+_SETTINGS = (OrderedDict, "yacs.config.CfgNode")
 
 
 def convert_grootv_checkpoint(state_dict: dict, ema: bool = False) -> dict[str, Tensor]:
@@ -104,6 +100,7 @@ def load_grootv(
         model (GrootV, optional): The network to fill, whose sizes the checkpoint has to have, in
             place of a new one. (default: :obj:`None`)
         **kwargs (optional): Further arguments of :class:`GrootV`, such as :obj:`drop_path_rate`.
+            What is not given is found in the shapes of the weights.
 
     Returns:
         GrootV: The network, on the CPU where it is new.
@@ -137,7 +134,7 @@ def load_grootv(
         classes = sizes["num_classes"] if num_classes is None else num_classes
         if classes != sizes["num_classes"]:
             weights = {name: value for name, value in weights.items() if "head." not in name}
-        model = GrootV(**{**sizes, "num_classes": classes}, **kwargs)
+        model = GrootV(**{**sizes, "num_classes": classes, **kwargs})
         weights = {**_fresh_head(model, weights), **weights}
     _check_fits(model, weights, path)
     model.load_state_dict(weights)
@@ -154,7 +151,7 @@ def _fresh_head(model: GrootV, weights: dict) -> dict:
 def _read(path: Path) -> dict:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    with safe_globals([(_Ignored, "yacs.config.CfgNode")]):
+    with safe_globals([_SETTINGS]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -235,8 +232,9 @@ def _sizes(weights: dict[str, Tensor], path: str | PathLike) -> dict:
             stage, block = map(int, found.groups())
             depths[stage] = max(depths[stage], block + 1)
     try:
-        channels, in_channels = weights["stem.norm2.weight"].size(0), weights["stem.conv1.weight"]
-        hidden = weights["stages.0.blocks.0.mlp.fc1.weight"].size(0)
+        channels = weights["stem.norm2.weight"].size(0)
+        in_channels = weights["stem.conv1.weight"].size(1)
+        hidden_channels, last_channels = weights["stages.3.blocks.0.mlp.fc1.weight"].shape
         num_features = weights["head_conv.weight"].size(0)
     except KeyError as error:
         raise ValueError(
@@ -247,9 +245,9 @@ def _sizes(weights: dict[str, Tensor], path: str | PathLike) -> dict:
         "channels": channels,
         "depths": tuple(depths),
         "num_classes": 0 if head is None else head.size(0),
-        "in_channels": in_channels.size(1),
-        "mlp_ratio": hidden / channels,
-        "head_scale": num_features / (8 * channels),
+        "in_channels": in_channels,
+        "mlp_ratio": hidden_channels / last_channels,
+        "head_scale": num_features / last_channels,
     }
 
 
