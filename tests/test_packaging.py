@@ -77,7 +77,7 @@ def test_required_dependencies():
 
 
 def test_constraints_pin_what_the_commands_install():
-    extras = ["", "examples", "benchmark", "test"]
+    extras = ["", "examples", "vision", "benchmark", "test"]
     named = {
         item.name.lower()
         for item in requirements()
