@@ -1,5 +1,8 @@
 r"""The networks of the paper."""
 
+import warnings
+from importlib.util import find_spec
+
 from groot_graph.models.grootv import GrootV, grootv_base, grootv_small, grootv_tiny
 from groot_graph.models.grootv_checkpoint import convert_grootv_checkpoint, load_grootv
 
@@ -11,3 +14,11 @@ __all__ = [
     "grootv_tiny",
     "load_grootv",
 ]
+
+if find_spec("timm") is not None:
+    try:
+        from groot_graph.models import timm as _timm  # noqa: F401
+    except Exception as error:
+        warnings.warn(
+            f"GrootV is not registered with timm, which fails at import: {error}", stacklevel=2
+        )

@@ -1,0 +1,8 @@
+from importlib.util import find_spec
+
+# Their doctests need what they wrap.
+collect_ignore = [
+    f"groot_graph/models/{module}.py"
+    for module, package in (("huggingface", "transformers"), ("timm", "timm"))
+    if find_spec(package) is None
+]
