@@ -15,11 +15,12 @@ import groot_graph
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+GROOTV = (ROOT / "docs" / "grootv.md").read_text()
 CUDA_FILES = sorted(path.name for path in (ROOT / "cuda").iterdir() if path.is_file())
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def run_python(code, *args, **kwargs):
@@ -39,16 +40,22 @@ def test_readme_command_has_its_own_block(extra, command):
     assert blocks("bash").count(line) == 1
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["layer", "operations"])
-def test_readme_code_prints_what_it_says(code, capsys):
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+@pytest.mark.parametrize(
+    "code",
+    [*blocks("python"), *blocks("python", GROOTV)],
+    ids=["layer", "grootv", "operations", "load_grootv", "transformers"],
+)
+def test_code_in_documents_prints_what_it_says(code, capsys):
+    exec(compile(code, "document", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
 
 
-def test_readme_links_exist():
-    links = re.findall(r"\]\((?!https?://)([^)]+)\)", README)
-    assert "docs/images/mnist5k.png" in links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("document", ["README.md", "docs/grootv.md", "docs/vision_ablation.md"])
+def test_links_in_documents_exist(document):
+    path = ROOT / document
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", path.read_text())
+    assert "docs/images/mnist5k.png" in links or document != "README.md"
+    assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_version_is_the_same_everywhere():

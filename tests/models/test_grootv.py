@@ -1,12 +1,18 @@
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from groot_graph.models import GrootV, grootv_base, grootv_small, grootv_tiny
+from groot_graph.models import (
+    GrootV,
+    convert_grootv_checkpoint,
+    grootv_base,
+    grootv_small,
+    grootv_tiny,
+)
 from groot_graph.models.grootv import GrootVBlock, Stem, convolve, grid_edges
 from groot_graph.nn import TreeSSM
 from groot_graph.transforms import ImageToGraph
+from tests.published import published_outputs, published_weights
 
 SIZES = {  # Name: network, parameters, published GFLOPs at 224 x 224.
     "tiny": (grootv_tiny, 29_958_600, 4.8),
@@ -273,16 +279,14 @@ def test_bad_settings_are_refused(kwargs, error, message):
         GrootV(**{"channels": 8, "depths": (1, 1, 1, 1), **kwargs})
 
 
-def test_numbers_of_the_published_code(published_weights, parity_data):
+def test_numbers_of_the_published_code():
     """The feature maps and logits of the published code, for weights filled from their names."""
     model = grootv_tiny().eval()
-    model.load_state_dict(published_weights.converted)
-    seed, shape = int(parity_data["seed"]), tuple(parity_data["shape"])
-    values = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-    images = torch.from_numpy(values)
+    model.load_state_dict(convert_grootv_checkpoint(published_weights()))
+    outputs = published_outputs()
     with torch.no_grad():
-        maps, logits = model.forward_features(images), model(images)
+        maps, logits = model.forward_features(outputs["images"]), model(outputs["images"])
     for number, features in enumerate(maps):
-        wanted = torch.from_numpy(parity_data[f"map{number}"])
+        wanted = outputs[f"map{number}"]
         torch.testing.assert_close(features.contiguous(), wanted, rtol=0, atol=1e-4)
-    torch.testing.assert_close(logits, torch.from_numpy(parity_data["logits"]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, outputs["logits"], rtol=0, atol=1e-4)

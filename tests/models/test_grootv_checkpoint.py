@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from groot_graph.models import GrootV, convert_grootv_checkpoint, grootv_tiny, load_grootv
+from tests.published import published_weights
 
 
 @pytest.fixture
@@ -25,18 +26,18 @@ def same(model, other) -> bool:
     return all(weights[name].equal(value) for name, value in model.state_dict().items())
 
 
-def test_published_names_become_ours(published_weights):
+def test_published_names_become_ours():
     wanted = grootv_tiny().state_dict()
-    converted = published_weights.converted
+    converted = convert_grootv_checkpoint(published_weights())
     assert converted.keys() == wanted.keys()
     assert all(converted[name].shape == value.shape for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", "module"])
-def test_wrappers_and_prefixes_are_taken_off(published_weights, wrapper):
-    prefixed = {f"module.{name}": value for name, value in published_weights.published.items()}
+def test_wrappers_and_prefixes_are_taken_off(wrapper):
+    prefixed = {f"module.{name}": value for name, value in published_weights().items()}
     converted = convert_grootv_checkpoint({wrapper: prefixed, "epoch": 3})
-    assert converted.keys() == published_weights.converted.keys()
+    assert converted.keys() == convert_grootv_checkpoint(published_weights()).keys()
 
 
 def test_the_average_is_taken_where_asked_for_or_alone(model):
@@ -50,10 +51,11 @@ def test_the_average_is_taken_where_asked_for_or_alone(model):
         convert_grootv_checkpoint({"model": average}, ema=True)
 
 
-def test_converting_twice_changes_nothing(published_weights):
-    again = convert_grootv_checkpoint(published_weights.converted)
-    assert again.keys() == published_weights.converted.keys()
-    assert all(again[name] is value for name, value in published_weights.converted.items())
+def test_converting_twice_changes_nothing():
+    converted = convert_grootv_checkpoint(published_weights())
+    again = convert_grootv_checkpoint(converted)
+    assert again.keys() == converted.keys()
+    assert all(again[name] is value for name, value in converted.items())
 
 
 @pytest.mark.parametrize(
@@ -69,14 +71,12 @@ def test_other_weights_are_refused(state_dict, error, message):
         convert_grootv_checkpoint(state_dict)
 
 
-def test_a_published_file_is_read(published_weights, tmp_path):
-    path = tmp_path / "grootv_t.pth"
-    torch.save({"model": published_weights.published}, path)
+def test_a_published_file_is_read(path):
+    torch.save({"model": published_weights()}, path)
     model = load_grootv(path, drop_path_rate=0.1)
     assert model.depths == (2, 2, 9, 2) and model.channels == [80, 160, 320, 640]
-    assert all(
-        model.state_dict()[name].equal(value) for name, value in published_weights.converted.items()
-    )
+    converted = convert_grootv_checkpoint(published_weights())
+    assert all(model.state_dict()[name].equal(value) for name, value in converted.items())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from groot_graph.models import GrootV, load_grootv
+from groot_graph.models import GrootV, convert_grootv_checkpoint, load_grootv
+from tests.published import published_weights
 
 if importlib.util.find_spec("timm") is None:
     pytest.skip("timm is not installed", allow_module_level=True)
@@ -289,14 +290,14 @@ def test_weights_of_grootv_are_read(tmp_path, images):
     torch.testing.assert_close(load_grootv(path, model=create()).eval()(images), wanted)
 
 
-def test_published_weights_are_adapted(tmp_path, published_weights):
+def test_published_weights_are_adapted(tmp_path):
     """By timm, to other channels and classes."""
-    torch.save({"model": published_weights.published}, tmp_path / "published.pth")
+    torch.save({"model": published_weights()}, tmp_path / "published.pth")
     model = timm.create_model(
         "grootv_tiny", pretrained=True, in_chans=1, num_classes=7,
         pretrained_cfg_overlay={"file": str(tmp_path / "published.pth")},
     )  # fmt: skip
-    converted = published_weights.converted
+    converted = convert_grootv_checkpoint(published_weights())
     weights = model.state_dict()
     stem = "stem.conv1.weight"
     torch.testing.assert_close(weights[stem], converted[stem].sum(dim=1, keepdim=True))
