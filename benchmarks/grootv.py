@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -26,12 +27,14 @@ BATCH_SIZES = {"cpu": 8, "cuda": 64}
 CORE = ("groot_graph::", "conv", "mm", "gemm", "cutlass", "reduce_level", "finish_level")
 
 
-def make_step(name: str, mode: str, args: argparse.Namespace) -> Callable[[], Tensor]:
+def make_step(
+    name: str, mode: str, args: argparse.Namespace, is_compiled: bool = False
+) -> Callable[[], Tensor]:
     """One forward pass, or one with backward, on a batch of noise."""
     torch.manual_seed(0)
     model = NETWORKS[name]().to(args.device)
     images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
-    if args.compile:
+    if is_compiled:
         model = torch.compile(model, fullgraph=True)
     context = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
     if mode == "inference":
@@ -56,13 +59,18 @@ def make_step(name: str, mode: str, args: argparse.Namespace) -> Callable[[], Te
 def measure(name: str, mode: str, args: argparse.Namespace) -> dict:
     """Seconds per step, memory and the dearest parts, as plain values."""
     step = make_step(name, mode, args)
+    steps = {"eager": step}
+    if args.compile:
+        steps["compiled"] = make_step(name, mode, args, is_compiled=True)
     seconds = cuda.event_seconds if args.device == "cuda" else wall_seconds
-    samples = interleave({"step": step}, args.repeats, seconds)["step"]
+    samples = interleave(steps, args.repeats, seconds)
     return {
         "model": name,
         "mode": mode,
         "samples": samples,
-        "images_per_second": args.batch / statistics.median(samples),
+        "images_per_second": {
+            form: args.batch / statistics.median(times) for form, times in samples.items()
+        },
         "peak_memory": peak_memory(name, mode, args),
         "parts": parts(step, args.device),
     }
@@ -116,10 +124,10 @@ def report(machine: dict, args: argparse.Namespace, results: list[dict]) -> str:
     lines = [
         *machine_lines(machine),
         f"batches of {args.batch} images of {args.size} x {args.size}, {args.dtype}, "
-        f"{'compiled' if args.compile else 'eager'}, median of {args.repeats}",
+        f"median of {args.repeats}; memory and parts are those without torch.compile",
         "",
-        "| network | parameters | GFLOPs | mode | images/s | peak extra memory |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| network | parameters | GFLOPs | mode | images/s | compiled | peak extra memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         cells = (
@@ -127,7 +135,8 @@ def report(machine: dict, args: argparse.Namespace, results: list[dict]) -> str:
             f"{result['num_parameters']:,}",
             f"{result['giga_flops']:.2f}",
             result["mode"],
-            f"{result['images_per_second']:.3g}",
+            f"{result['images_per_second']['eager']:.3g}",
+            f"{result['images_per_second'].get('compiled', math.nan):.3g}",
             quantity(result["peak_memory"], "B"),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -155,7 +164,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help=f"images per step (default: {BATCH_SIZES})")
     parser.add_argument("--size", type=int, default=224, help="side of an image (224)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument(
+        "--compile", action="store_true", help="also through torch.compile, in turns"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="steps timed (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     args = parser.parse_args(argv)

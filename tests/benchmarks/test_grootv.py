@@ -22,14 +22,26 @@ def test_every_mode_is_measured_and_told(small, tmp_path, capsys):
     assert [result["mode"] for result in results] == ["inference", "training"]
     for result in results:
         assert result["num_parameters"] == sum(weight.numel() for weight in small.parameters())
-        assert len(result["samples"]) == 2 and result["images_per_second"] > 0
+        assert len(result["samples"]["eager"]) == 2
+        assert result["images_per_second"]["eager"] > 0
         assert sum(result["parts"].values()) == pytest.approx(1)
         assert "groot_graph::tree_scan" in result["parts"]
     assert "groot_graph::tree_scan_backward" in results[1]["parts"]
     assert json.loads(path.read_text())["results"] == results
     printed = capsys.readouterr().out
-    assert "batches of 2 images of 32 x 32, float32, eager" in printed
+    assert "batches of 2 images of 32 x 32, float32, median of 2" in printed
     assert "| GrootV-tiny | " in printed and "GrootV-tiny, training: " in printed
+
+
+def test_compiled_takes_turns_with_eager(small, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        grootv.torch, "compile", lambda model, fullgraph: compiled.append(model) or model
+    )
+    options = ["--size", "32", "--batch", "2", "--repeats", "1", "--mode", "inference"]
+    (result,) = main([*options, "--compile"])
+    assert len(compiled) == 1
+    assert result["samples"].keys() == result["images_per_second"].keys() == {"eager", "compiled"}
 
 
 def test_memory_of_a_step_is_measured_in_a_fresh_process():
