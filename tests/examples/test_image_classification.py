@@ -9,6 +9,7 @@ from PIL import Image
 
 from examples import image_classification
 from examples.image_classification import main
+from tests.examples.failing import fails
 
 EXAMPLE = Path(image_classification.__file__)
 
@@ -50,16 +51,8 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-def fails(capsys, run, *message):
-    """The run ends with code 2 and one line on stderr that holds the message."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        run()
-    assert exit_info.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    for part in message:
-        assert str(part) in line
+def fails_at_once(capsys, run, *message):
+    assert fails(capsys, run, *message) == []
 
 
 def test_digits(tmp_path, capsys):
@@ -167,7 +160,9 @@ def test_an_interruption_while_writing_leaves_the_old_checkpoint(folder_run, tmp
 
 def test_a_missing_checkpoint(folder_run, tmp_path, capsys):
     checkpoint = tmp_path / "out" / "checkpoint.pt"
-    fails(capsys, lambda: folder_run("--resume"), checkpoint, "no checkpoint to resume from")
+    fails_at_once(
+        capsys, lambda: folder_run("--resume"), checkpoint, "no checkpoint to resume from"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -197,7 +192,7 @@ def test_a_damaged_checkpoint(folder_run, tmp_path, capsys, damage):
     checkpoint = tmp_path / "out" / "checkpoint.pt"
     damage(checkpoint)
     before = checkpoint.read_bytes()
-    fails(capsys, lambda: folder_run("--resume"), checkpoint, "damaged")
+    fails_at_once(capsys, lambda: folder_run("--resume"), checkpoint, "damaged")
     assert checkpoint.read_bytes() == before
 
 
@@ -209,7 +204,7 @@ def test_something_else_than_a_checkpoint(folder_run, tmp_path, capsys, content)
     checkpoint.parent.mkdir()
     torch.save(content, checkpoint)
     before = checkpoint.read_bytes()
-    fails(capsys, lambda: folder_run("--resume"), checkpoint, "not a checkpoint")
+    fails_at_once(capsys, lambda: folder_run("--resume"), checkpoint, "not a checkpoint")
     assert checkpoint.read_bytes() == before
 
 
@@ -217,16 +212,16 @@ def test_a_checkpoint_of_another_dataset(folder_run, tmp_path, capsys):
     folder_run("--epochs", 1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     digits = ["--resume", "--output", str(tmp_path / "out")]
-    fails(capsys, lambda: main(digits), "dataset=folder, this run has digits")
+    fails_at_once(capsys, lambda: main(digits), "dataset=folder, this run has digits")
     other_size = lambda: folder_run("--resume", "--image-size", 7)  # noqa: E731
-    fails(capsys, other_size, "image_shape=[3, 6, 6], this run has [3, 7, 7]")
+    fails_at_once(capsys, other_size, "image_shape=[3, 6, 6], this run has [3, 7, 7]")
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_checkpoint_of_another_model(folder_run, monkeypatch, capsys):
     folder_run("--epochs", 1)
     monkeypatch.setattr(image_classification, "depth", 3)
-    fails(capsys, lambda: folder_run("--resume"), "depth=2, this run has 3")
+    fails_at_once(capsys, lambda: folder_run("--resume"), "depth=2, this run has 3")
 
 
 def copy_of(photos, tmp_path, broken_file, content):
@@ -243,14 +238,16 @@ def test_an_unreadable_image(photos, folder_run, tmp_path, capsys, content):
     folder_run("--epochs", 1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     data = copy_of(photos, tmp_path, "noise/4.png", content)
-    fails(capsys, lambda: folder_run(data=data), data / "noise" / "4.png", "unreadable image")
+    fails_at_once(
+        capsys, lambda: folder_run(data=data), data / "noise" / "4.png", "unreadable image"
+    )
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_truncated_image(photos, folder_run, tmp_path, capsys):
     whole = (photos / "noise" / "4.png").read_bytes()
     data = copy_of(photos, tmp_path, "noise/4.png", whole[:-100])
-    fails(capsys, lambda: folder_run(data=data), "4.png", "unreadable image")
+    fails_at_once(capsys, lambda: folder_run(data=data), "4.png", "unreadable image")
 
 
 def test_other_files_are_passed_over(photos, folder_run, tmp_path):
@@ -273,7 +270,7 @@ def test_an_empty_folder(folder_run, tmp_path, capsys, sub_folders, message):
         (data / name).mkdir(parents=True)
     if sub_folders == []:
         data.mkdir()
-    fails(capsys, lambda: folder_run(data=data), data, message)
+    fails_at_once(capsys, lambda: folder_run(data=data), data, message)
     assert not (tmp_path / "out").exists()
 
 
@@ -289,7 +286,7 @@ def test_an_empty_folder(folder_run, tmp_path, capsys, sub_folders, message):
     ids=" ".join,
 )
 def test_options_that_do_not_fit(capsys, options, message):
-    fails(capsys, lambda: main(options), message)
+    fails_at_once(capsys, lambda: main(options), message)
 
 
 def test_an_output_that_is_a_file(folder_run, tmp_path, capsys):

@@ -11,6 +11,7 @@ from transformers import UperNetForSemanticSegmentation
 
 from examples import image_segmentation
 from examples.image_segmentation import class_ious, main, mean_iou
+from tests.examples.failing import fails
 
 EXAMPLE = Path(image_segmentation.__file__)
 
@@ -47,18 +48,6 @@ def folder(tmp_path):
         mask[0] = 255
         Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
     return folder
-
-
-def fails(capsys, run, *message):
-    """The run ends with code 2 and one line on stderr that holds the message."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        run()
-    assert exit_info.value.code == 2
-    *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    for part in message:
-        assert str(part) in line
 
 
 def generate(seed, num_images=20, size=48):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from examples import image_training
 from examples.image_training import main
 from groot_graph.models import load_grootv
+from tests.examples.failing import fails
 
 EXAMPLE = Path(image_training.__file__)
 # With all that the recipe draws at random: crops, RandAugment, mixing, erasing, skipped blocks.
@@ -125,18 +126,6 @@ def assert_same_run(output, whole):
     for name in ("model.safetensors", "ema.safetensors"):
         assert (output / name).read_bytes() == (whole / name).read_bytes()
     assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-def fails(capsys, run, *message):
-    """The run ends with code 2 and one line on stderr that holds the message."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        run()
-    assert exit_info.value.code == 2
-    *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    for part in message:
-        assert str(part) in line
 
 
 def test_files_and_metrics(whole):

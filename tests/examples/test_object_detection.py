@@ -12,6 +12,7 @@ from transformers import RTDetrForObjectDetection
 
 from examples import object_detection
 from examples.object_detection import average_precision, main
+from tests.examples.failing import fails
 
 EXAMPLE = Path(object_detection.__file__)
 
@@ -65,18 +66,6 @@ def own(tmp_path, content):
         return ["--images", tmp_path / "images", "--annotations", tmp_path / "boxes.json"]
 
     return own
-
-
-def fails(capsys, run, *message):
-    """The run ends with code 2 and one line on stderr that holds the message."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        run()
-    assert exit_info.value.code == 2
-    *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    for part in message:
-        assert str(part) in line
 
 
 def test_a_run(run, tmp_path, capsys):
