@@ -133,7 +133,7 @@ def load_grootv(
     if model is None:
         classes = sizes["num_classes"] if num_classes is None else num_classes
         if classes != sizes["num_classes"]:
-            weights = {name: value for name, value in weights.items() if "head." not in name}
+            weights = {n: value for n, value in weights.items() if not n.startswith("head.")}
         model = GrootV(**{**sizes, "num_classes": classes, **kwargs})
         weights = {**_fresh_head(model, weights), **weights}
     _check_fits(model, weights, path)
