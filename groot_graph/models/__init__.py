@@ -7,6 +7,7 @@ from groot_graph.models.grootv import GrootV, grootv_base, grootv_small, grootv_
 from groot_graph.models.grootv_checkpoint import convert_grootv_checkpoint, load_grootv
 
 __all__ = [
+    "GrootLForCausalLM",
     "GrootV",
     "convert_grootv_checkpoint",
     "grootv_base",
@@ -22,3 +23,12 @@ if find_spec("timm") is not None:
         warnings.warn(
             f"GrootV is not registered with timm, which fails at import: {error}", stacklevel=2
         )
+
+
+def __getattr__(name: str):
+    # Not at import, because transformers is optional and takes its time.
+    if name != "GrootLForCausalLM":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from groot_graph.models.grootl import GrootLForCausalLM
+
+    return GrootLForCausalLM
