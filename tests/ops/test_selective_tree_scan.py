@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from groot_graph import root_forest, selective_tree_scan, tree_scan
 from groot_graph.forest import Forest
@@ -206,6 +207,17 @@ def test_gradients_of_every_option_against_reference(names):
     expected = gradients(run(selective_tree_scan_reference, inputs, forest), inputs, weight)
     for name in names:
         assert_near(f"{name}.grad", actual[name], expected[name], 1e-10)
+
+
+@options
+def test_gradients_under_checkpointing(names):
+    forest = root_forest(torch.tensor([[0, 1, 1], [1, 2, 3]]))
+    inputs = require_grad(make_inputs(4, 3, 2, names))
+    weight = torch.randn(4, 3, dtype=torch.float64)
+    expected = gradients(run(selective_tree_scan, inputs, forest), inputs, weight)
+    y = checkpoint(run, selective_tree_scan, inputs, forest, use_reentrant=False)
+    for name, grad in gradients(y, inputs, weight).items():
+        assert_close(grad, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)

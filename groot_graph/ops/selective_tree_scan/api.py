@@ -173,9 +173,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    D, transition_delta = ctx.saved_tensors[5:7]
+    # Once, because under checkpointing the first reading frees them.
+    saved = ctx.saved_tensors
+    D, transition_delta = saved[5:7]
     *grads, grad_D, grad_transition_delta = _selective_tree_scan_backward(
-        grad, *ctx.saved_tensors, ctx.direction
+        grad, *saved, ctx.direction
     )
     grad_D = None if D is None else grad_D
     grad_transition_delta = None if transition_delta is None else grad_transition_delta
