@@ -15,13 +15,13 @@ try:
     from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
     from transformers.generation import GenerationMixin
     from transformers.modeling_layers import GradientCheckpointingLayer
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
     from transformers.models.mamba.modeling_mamba import (
-        MambaCausalLMOutput,
         MambaMixer,
-        MambaOutput,
         MambaPreTrainedModel,
         MambaRMSNorm,
     )
+    from transformers.utils.generic import can_return_tuple
 except ImportError as error:
     raise ImportError(
         'GrootLForCausalLM needs transformers >= 5.5: pip install "groot-graph[text]"'
@@ -67,6 +67,7 @@ class GrootLConfig(MambaConfig):
     """
 
     model_type = "grootl"
+    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class GrootLMixer(MambaMixer):
             y = self._go_on(*self._operands(u), memory)
         else:
             y = self._scan(*self._operands(u, layout), layout, memory)
-        return self.out_proj((y * self.act(gate)).to(hidden_states.dtype))
+        return self.out_proj((y * F.silu(gate)).to(hidden_states.dtype))
 
     def _with_inputs_before(
         self, u: Tensor, layout: TextLayout | None, memory: dict | None
@@ -271,7 +272,7 @@ class GrootLMixer(MambaMixer):
             )
             for place in range(u.size(1))
         ]
-        return torch.einsum("btsd,bts->btd", torch.stack(states, dim=1), C) + D * u
+        return (torch.stack(states, dim=1) * C[..., None]).sum(dim=2) + D * u
 
 
 class GrootLBlock(GradientCheckpointingLayer):
@@ -319,65 +320,64 @@ class GrootLModel(GrootLPreTrainedModel):
     def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
         self.embeddings = new_embeddings
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_params: GrootLCache | None = None,
+        past_key_values: GrootLCache | None = None,
         context_lengths: "int | Sequence[int] | Tensor | None" = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> tuple | MambaOutput:
+    ) -> BaseModelOutputWithPast:
         r"""Arguments and output as those of :class:`GrootLForCausalLM`."""
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
         if use_cache is None:
             use_cache = config.use_cache and not self.training
+        if use_cache and self.gradient_checkpointing and self.training:
+            raise ValueError("'use_cache' must be False in training with gradient checkpointing")
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and cache_params is None:
-            cache_params = GrootLCache(len(self.layers))
-        layout = self._layout(x, attention_mask, context_lengths, cache_params)
+        if use_cache and past_key_values is None:
+            past_key_values = GrootLCache(len(self.layers))
+        layout = self._layout(x, attention_mask, context_lengths, past_key_values)
 
         hidden_states = []
         for index, layer in enumerate(self.layers):
-            hidden_states.append(x)
-            x = layer(x, layout, None if cache_params is None else cache_params.layers[index])
+            x = layer(x, layout, None if past_key_values is None else past_key_values.layers[index])
+            if output_hidden_states:
+                hidden_states.append(x)
         x = self.norm_f(x)
-        hidden_states.append(x)
-        if cache_params is not None:
-            cache_params.num_tokens += x.size(1)
-
-        output = MambaOutput(
+        if past_key_values is not None:
+            past_key_values.num_tokens += x.size(1)
+        return BaseModelOutputWithPast(
             last_hidden_state=x,
-            cache_params=cache_params,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            past_key_values=past_key_values,
+            hidden_states=(*hidden_states, x) if output_hidden_states else None,
         )
-        is_dict = config.return_dict if return_dict is None else return_dict
-        return output if is_dict else output.to_tuple()
 
     def _layout(
         self,
         x: Tensor,
         attention_mask: Tensor | None,
         context_lengths: "int | Sequence[int] | Tensor | None",
-        cache_params: GrootLCache | None,
+        past_key_values: GrootLCache | None,
     ) -> TextLayout | None:
         batch_size, num_places = x.shape[:2]
         mask = _checked_mask(attention_mask, batch_size, num_places, x.device)
-        if cache_params is not None and cache_params.num_tokens > 0:
+        if past_key_values is not None and past_key_values.num_tokens > 0:
             _check_goes_on(mask, context_lengths)
             return None
         start, length = _extent(mask, x)
         context_lengths = _checked_context_lengths(context_lengths, length, num_places)
         tree = self.layers[0].mixer.tree
         num_readouts = 0
-        if cache_params is not None:
+        if past_key_values is not None:
             num_readouts = tree.num_readouts(self.config.state_size)
         return TextLayout(
             start, start + length, start + context_lengths, num_places, tree.window, num_readouts,
@@ -387,7 +387,7 @@ class GrootLModel(GrootLPreTrainedModel):
 
 class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
     r"""The language model of the `"GrootVL: Tree Topology is All You Need in State Space Model"
-    <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.4, Algorithm 2): a Mamba whose states also
+    <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.3): a Mamba whose states also
     pass along a tree over the text, grown from the tokens' own state inputs.
 
     .. math::
@@ -456,20 +456,20 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_input_embeddings(new_embeddings)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_params: GrootLCache | None = None,
+        past_key_values: GrootLCache | None = None,
         labels: Tensor | None = None,
         context_lengths: "int | Sequence[int] | Tensor | None" = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
-    ) -> tuple | MambaCausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         r"""The logits of the next tokens.
 
         Args:
@@ -478,7 +478,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 shape :obj:`[batch, num_tokens]`. (default: no padding)
             inputs_embeds (Tensor, optional): The tokens' embeddings, of shape
                 :obj:`[batch, num_tokens, hidden_size]`, in place of `input_ids`.
-            cache_params (GrootLCache, optional): What is remembered of the texts that the tokens
+            past_key_values (GrootLCache, optional): What is remembered of the texts that the tokens
                 follow; it is brought up to date in place. (default: :obj:`None`)
             labels (LongTensor, optional): The tokens to predict, of shape
                 :obj:`[batch, num_tokens]`, -100 at those that the loss leaves out. They are shifted
@@ -488,18 +488,17 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 :obj:`"causal"` grows it over whole texts in any case. (default: with `labels` the
                 leading tokens whose label is -100, else the whole text)
             use_cache (bool, optional): Whether to return a cache.
-                (default: that of the configuration, and not in training)
+                (default: that of the configuration, and not in training or with `labels`)
             output_hidden_states (bool, optional): Whether to return the hidden states.
-                (default: that of the configuration)
-            return_dict (bool, optional): Whether to return an output with names, not a tuple.
                 (default: that of the configuration)
             logits_to_keep (int or LongTensor, optional): For how many of the last tokens, or for
                 which ones, to compute logits; :obj:`0` are all. (default: :obj:`0`)
-            **kwargs (optional): Of the loss, such as :obj:`num_items_in_batch`.
+            **kwargs (optional): :obj:`return_dict=False` for a tuple; and those of the loss, such
+                as :obj:`num_items_in_batch`.
 
         Returns:
-            MambaCausalLMOutput: With :obj:`loss` if there are `labels`, :obj:`logits`,
-            :obj:`cache_params`, :obj:`hidden_states`.
+            CausalLMOutputWithPast: With :obj:`loss` if there are `labels`, :obj:`logits`,
+            :obj:`past_key_values`, :obj:`hidden_states`.
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -507,13 +506,15 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 negative or longer than its text. On GPUs what needs the values of tensors is
                 checked only under :func:`torch_geometric.set_debug`.
         """
-        if context_lengths is None and labels is not None:
-            context_lengths = _unlabelled(labels, attention_mask)
+        if labels is not None:
+            use_cache = False if use_cache is None else use_cache
+            if context_lengths is None:
+                context_lengths = _unlabelled(labels, attention_mask)
         output = self.backbone(
             input_ids,
             attention_mask,
             inputs_embeds,
-            cache_params,
+            past_key_values,
             context_lengths,
             use_cache,
             output_hidden_states,
@@ -525,31 +526,32 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = MambaCausalLMOutput(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            cache_params=output.cache_params,
+            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
         )
-        is_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if is_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        cache_params: GrootLCache | None = None,
+        next_sequence_length: int | None = None,
+        past_key_values: GrootLCache | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         context_lengths: Tensor | None = None,
         **kwargs,
     ) -> dict[str, Any]:
-        if cache_params is not None:
-            # What the cache holds must neither be read nor measured again.
-            kwargs["next_sequence_length"] = input_ids.size(1) - cache_params.num_tokens
+        if past_key_values is not None and past_key_values.num_tokens > 0:
+            _check_is_new(next_sequence_length, past_key_values)
             attention_mask = context_lengths = None
         return super().prepare_inputs_for_generation(
             input_ids,
-            cache_params=cache_params,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             context_lengths=context_lengths,
             **kwargs,
         )
@@ -558,14 +560,11 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **kwargs
     ):
         r"""The context is the prompt also where the text so far is read anew for every token."""
-        prompt = kwargs.get("inputs_embeds")
-        prompt = input_ids if prompt is None else prompt
-        lengths = kwargs.get("context_lengths")
-        if lengths is None:
-            mask = kwargs.get("attention_mask")
-            lengths = prompt.size(1) if mask is None else mask.sum(dim=1)
-        lengths = torch.as_tensor(lengths, device=prompt.device).expand(prompt.size(0))
-        kwargs["context_lengths"] = lengths
+        embeds = kwargs.get("inputs_embeds")
+        prompt = input_ids if embeds is None else embeds
+        _, length = _extent(kwargs.get("attention_mask"), prompt)
+        lengths = _checked_context_lengths(kwargs.get("context_lengths"), length, prompt.size(1))
+        kwargs["context_lengths"] = lengths.flatten()
         return super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
@@ -582,6 +581,15 @@ def _at_least_single(x: Tensor) -> Tensor:
 
 def _without_type(config: dict) -> dict:
     return {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
+
+
+def _check_is_new(num_new: int | None, past_key_values: GrootLCache) -> None:
+    if num_new is not None and num_new < 1:
+        num_tokens = past_key_values.num_tokens
+        raise ValueError(
+            f"'input_ids' must hold the whole text, longer than the {num_tokens} tokens of "
+            f"'past_key_values', got {num_tokens + num_new} tokens"
+        )
 
 
 def _checked_mask(
@@ -619,12 +627,12 @@ def _extent(mask: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
 def _check_goes_on(mask: Tensor | None, context_lengths) -> None:
     if context_lengths is not None:
         raise ValueError(
-            "'context_lengths' must be left out with a filled 'cache_params', whose texts have "
+            "'context_lengths' must be left out with a filled 'past_key_values', whose texts have "
             f"their contexts behind them, got {context_lengths}"
         )
     if mask is not None and values_are_checked(mask.device) and not bool(mask.all()):
         raise ValueError(
-            "'attention_mask' must be 1 at all tokens that follow a filled 'cache_params', got 0"
+            "'attention_mask' must be 1 at all tokens that follow a filled 'past_key_values', got 0"
         )
 
 

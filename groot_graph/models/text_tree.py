@@ -126,7 +126,7 @@ def disjoint_forest(parent: Tensor) -> Forest:
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     r"""The cosine similarity along the last dimension; zero where a vector is zero."""
     norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-    return torch.einsum("...c,...c->...", x, y) / norms.clamp(min=1e-12)
+    return (x * y).sum(dim=-1) / norms.clamp(min=1e-12)
 
 
 def dissimilarity(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
