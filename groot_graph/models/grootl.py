@@ -5,6 +5,7 @@ The import makes it known to the Auto classes of transformers.
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -444,10 +445,12 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 f"'model' must be a transformers.MambaForCausalLM, got {type(model).__name__}"
             )
         config = GrootLConfig(**{**_without_type(model.config.to_dict()), **kwargs})
-        with torch.device(model.device):
-            grootl = cls(config).to(model.dtype)
-        grootl.load_state_dict(model.state_dict())
-        grootl.generation_config = model.generation_config
+        with torch.device("meta"):
+            grootl = cls(config)
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        grootl.load_state_dict(weights, assign=True)
+        grootl.tie_weights()
+        grootl.generation_config = deepcopy(model.generation_config)
         return grootl.train(model.training)
 
     def get_input_embeddings(self) -> nn.Module:
