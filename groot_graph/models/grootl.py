@@ -288,7 +288,7 @@ class GrootLBlock(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Tensor, layout: TextLayout | None, memory: dict | None
     ) -> Tensor:
-        residual = hidden_states.float() if self.residual_in_fp32 else hidden_states
+        residual = _at_least_single(hidden_states) if self.residual_in_fp32 else hidden_states
         normalized = self.norm(hidden_states.to(self.norm.weight.dtype))
         return residual + self.mixer(normalized, layout, memory)
 

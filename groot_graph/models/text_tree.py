@@ -257,9 +257,10 @@ class CausalTree(TextTree):
     ) -> dict[str, Tensor]:
         r"""What the next token needs of the readouts of chain and tree."""
         token, exists = layout.last_tokens(self.window)
-        states = tree.unflatten(1, (self.window, -1))
+        # Copies, because views would keep the outputs of all tokens alive.
+        states = tree.clone().unflatten(1, (self.window, -1))
         return {
-            "state": chain[:, : states.size(2)],
+            "state": chain[:, : states.size(2)].clone(),
             "window_state": states,
             "window_v": _take(v, token),
             "window_B": _take(B, token),
