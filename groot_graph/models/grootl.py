@@ -77,15 +77,19 @@ class GrootLConfig(MambaConfig):
         tree_mode: str = "context",
         **kwargs,
     ):
-        check_positive_int("tree_window", tree_window)
-        check_number("tree_scale", tree_scale)
-        if not math.isfinite(tree_scale):
-            raise ValueError(f"'tree_scale' must be finite, got {tree_scale}")
-        check_choice("tree_mode", tree_mode, tuple(TEXT_TREES))
         self.tree_window = tree_window
         self.tree_scale = tree_scale
         self.tree_mode = tree_mode
+        self.check_tree()
         super().__init__(**kwargs)
+
+    def check_tree(self) -> None:
+        r"""Refuses settings of the tree that do not fit, with a TypeError or a ValueError."""
+        check_positive_int("tree_window", self.tree_window)
+        check_number("tree_scale", self.tree_scale)
+        if not math.isfinite(self.tree_scale):
+            raise ValueError(f"'tree_scale' must be finite, got {self.tree_scale}")
+        check_choice("tree_mode", self.tree_mode, tuple(TEXT_TREES))
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -306,6 +310,8 @@ class GrootLModel(GrootLPreTrainedModel):
     """
 
     def __init__(self, config: GrootLConfig):
+        # from_pretrained() overwrites settings of a configuration that was checked before.
+        config.check_tree()
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(

@@ -662,11 +662,14 @@ def test_cache_with_gradient_checkpointing(model):
         ({"tree_mode": "both"}, ValueError, "'tree_mode' must be .* got 'both'"),
     ],
 )
-def test_settings_that_do_not_fit(kwargs, error, message):
+def test_settings_that_do_not_fit(tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message):
         GrootLConfig(**kwargs)
     with pytest.raises(error, match=message):
         grootl(**kwargs)
+    mamba().save_pretrained(tmp_path)
+    with pytest.raises(error, match=message):
+        GrootLForCausalLM.from_pretrained(tmp_path, **kwargs)
 
 
 @pytest.mark.parametrize("config", [BertConfig(), Mamba2Config()], ids=["bert", "mamba2"])
