@@ -3,6 +3,11 @@ from importlib.util import find_spec
 # Their doctests need what they wrap.
 collect_ignore = [
     f"groot_graph/models/{module}.py"
-    for module, package in (("huggingface", "transformers"), ("timm", "timm"))
+    for module, package in (
+        ("grootl", "transformers"),
+        ("huggingface", "transformers"),
+        ("lm_eval", "lm_eval"),
+        ("timm", "timm"),
+    )
     if find_spec(package) is None
 ]
