@@ -1,5 +1,6 @@
-r"""Pictures of forests: a tree over its image, and how strongly one node hears all others."""
+r"""Pictures of forests: a tree over its image or text, how strongly a node hears all others."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,9 @@ from groot_graph.transforms.image_to_graph import raster_edge_index
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# Of the words of a text, in typographic points.
+SMALLEST_FONT, LARGEST_FONT = 7, 11
 
 
 def affinity_map(forest: Forest, transition: Tensor, node: int) -> Tensor:
@@ -204,6 +208,73 @@ def plot_image_tree(
     return ax
 
 
+def plot_text_tree(
+    tokens: Sequence[str],
+    forest: Forest,
+    color: str = "tab:orange",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws the tree of one text over it: the tokens in a row, and an arc for every edge, the
+    higher, the further apart its ends stand. Edges between neighbors, which a chain over the text
+    has, too, are gray; roots are marked by a ring.
+
+    The words stand one beside the other, as small as the width of the axes asks for, or upright
+    where they could not be read otherwise.
+
+    Args:
+        tokens (list of str): The tokens as they are to be shown. Line breaks and the like are
+            written as in Python.
+        forest (Forest): The forest of the tokens, numbered from the first one on.
+        color (str, optional): The color of the edges that are none of a chain.
+            (default: :obj:`"tab:orange"`)
+        ax (matplotlib.axes.Axes, optional): Where to draw. (default: the current axes)
+
+    Returns:
+        matplotlib.axes.Axes: The axes drawn on.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        TypeError: If `tokens` are no strings.
+        ValueError: If the tokens and the forest do not fit.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> import torch
+        >>> from groot_graph import Forest
+        >>> from groot_graph.visualization import plot_text_tree
+        >>> forest = Forest(order=torch.tensor([3, 1, 0, 2]), parent=torch.tensor([1, 3, 1, 3]))
+        >>> ax = plot_text_tree(["the", "cat", "sat", "down"], forest)
+    """
+    plt = _import_pyplot()
+    from matplotlib.collections import LineCollection
+
+    words = _printable(tokens)
+    check_forest(forest, len(words), forest.device, "tokens")
+    ax = plt.gca() if ax is None else ax
+    place = _place_words(words, ax)
+    parent = forest.parent.cpu()
+    node = torch.arange(len(words))
+    is_child = parent != node
+    child, above = node[is_child], parent[is_child]
+    distance = (child - above).abs()
+    arcs = _arcs(place[child], place[above], distance)
+    is_chain = distance == 1
+    for arcs_of_kind, style in (
+        (arcs[is_chain], {"colors": "0.6", "linewidths": 1.2}),
+        (arcs[~is_chain], {"colors": color, "linewidths": 2}),
+    ):
+        ax.add_collection(LineCollection(arcs_of_kind, capstyle="round", **style))
+    roots = place[~is_child]
+    ax.scatter(
+        roots, torch.zeros_like(roots), s=40, facecolors="white", edgecolors=color, zorder=3,
+        linewidths=1.5, clip_on=False,
+    )  # fmt: skip
+    ax.set(ylim=(0, 1.1 * int(distance.max()) if len(child) > 0 else 1), yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
 def plot_affinity(
     affinity: Tensor,
     height: int,
@@ -295,6 +366,42 @@ def _points_per_node(ax: "Axes", num_nodes: int) -> float:
     """The side of one node of a square grid in typographic points, for sizes of lines and marks."""
     box = ax.get_window_extent()
     return min(box.width, box.height) * 72 / ax.figure.dpi / max(num_nodes, 1)
+
+
+def _printable(tokens: Sequence[str]) -> list[str]:
+    is_list = isinstance(tokens, Sequence) and not isinstance(tokens, str)
+    if not is_list or not all(isinstance(token, str) for token in tokens):
+        raise TypeError(f"'tokens' must be a list of str, got {tokens!r}")
+    return [
+        "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
+        for token in tokens
+    ]
+
+
+def _place_words(words: list[str], ax: "Axes") -> Tensor:
+    r"""Writes them below the axes and returns where, in typographic points."""
+    width = ax.get_window_extent().width * 72 / ax.figure.dpi
+    # Of a monospaced font, whose letters are 0.6 times as wide as they are high.
+    advance = torch.tensor([0.61 * (len(word) + 1) for word in words])
+    is_upright = float(advance.sum()) * SMALLEST_FONT > width
+    if is_upright:
+        advance = torch.full_like(advance, 1.2)
+    size = min(width / max(float(advance.sum()), 1), LARGEST_FONT)
+    place = size * (advance.cumsum(0) - advance / 2)
+    ax.set_xlim(0, width)
+    ax.tick_params(length=0, pad=6)
+    ax.set_xticks(
+        place, words, rotation=90 if is_upright else 0, fontsize=size, family="monospace",
+        parse_math=False,
+    )  # fmt: skip
+    return place
+
+
+def _arcs(x: Tensor, y: Tensor, height: Tensor) -> Tensor:
+    r"""Upper halves of ellipses as lines, of shape :obj:`[num_arcs, num_points, 2]`."""
+    angle = torch.linspace(0, torch.pi, 33)
+    across = (x + y)[:, None] / 2 + (x - y)[:, None] / 2 * angle.cos()
+    return torch.stack([across, height[:, None] * angle.sin()], dim=-1)
 
 
 def _subtree_size(forest: Forest) -> Tensor:

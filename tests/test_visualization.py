@@ -14,6 +14,7 @@ from groot_graph.visualization import (  # noqa: E402
     affinity_map,
     plot_affinity,
     plot_image_tree,
+    plot_text_tree,
     raster_forest,
     scan_of_layer,
 )
@@ -108,6 +109,74 @@ def test_current_axes_are_the_default(forest, ax):
     plt.sca(ax)
     assert plot_image_tree(torch.rand(2, 3), forest) is ax
     assert plot_affinity(torch.rand(6), 2, 3) is ax
+    assert plot_text_tree(list("abcdef"), forest) is ax
+
+
+def words_below(ax):
+    ax.figure.canvas.draw()
+    return ax.get_xticklabels()
+
+
+def test_text_tree_draws_every_edge(forest, ax):
+    assert plot_text_tree(["a", "bcd", "e", "f", "gh", "i"], forest, ax=ax) is ax
+    words = words_below(ax)
+    assert [word.get_text() for word in words] == ["a", "bcd", "e", "f", "gh", "i"]
+    place = torch.tensor([word.get_position()[0] for word in words])
+
+    def node_at(point):
+        """The token whose word stands below the point."""
+        (node,) = (place - point[0]).abs().lt(1e-3).nonzero().flatten().tolist()
+        assert point[1] == pytest.approx(0, abs=1e-6)
+        return node
+
+    chain, others, roots = ax.collections
+    edges = [
+        {(node_at(arc[0]), node_at(arc[-1])): arc[:, 1].max() for arc in arcs.get_segments()}
+        for arcs in (chain, others)
+    ]
+    # The height tells how far apart the ends of an arc stand.
+    assert edges == [{(1, 0): 1}, dict.fromkeys([(2, 0), (3, 1), (4, 2)], 2)]
+    assert [node_at(point) for point in roots.get_offsets()] == [0, 5]
+    assert not (chain.get_colors() == others.get_colors()).all()
+
+
+@pytest.mark.parametrize(("num_tokens", "rotation"), [(1, 0), (9, 0), (30, 0), (36, 90), (90, 90)])
+def test_words_are_legible(num_tokens, rotation):
+    """They neither overlap nor leave the figure, and turn where they would be too small."""
+    figure, ax = plt.subplots(figsize=(10, 3), layout="constrained")
+    tokens = [letter * (1 + number % 5) for number, letter in enumerate("xWi$g" * 18)][:num_tokens]
+    plot_text_tree(tokens, raster_forest(1, num_tokens), ax=ax)
+    words = words_below(ax)
+    assert {word.get_rotation() for word in words} == {rotation}
+    assert all(4.5 < word.get_fontsize() <= 11 for word in words)
+    boxes = [word.get_window_extent() for word in words]
+    for left, right in zip(boxes, boxes[1:], strict=False):
+        assert left.x1 < right.x0
+    whole = figure.bbox
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 for box in boxes)
+    plt.close(figure)
+
+
+def test_words_are_drawn_as_they_are(ax):
+    plot_text_tree(["$x$", "\n\t", "é_1", "\\", ""], raster_forest(1, 5), ax=ax)
+    words = words_below(ax)
+    assert [word.get_text() for word in words] == ["$x$", "\\n\\t", "é_1", "\\", ""]
+    assert not any(word.get_parse_math() for word in words)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    [
+        ("abcdef", TypeError, "'tokens' must be a list of str, got 'abcdef'"),
+        (list(range(6)), TypeError, r"'tokens' must be a list of str, got \[0, 1"),
+        (6, TypeError, "'tokens' must be a list of str, got 6"),
+        (list("abcde"), ValueError, "'forest' must have as many nodes"),
+    ],
+    ids=["one str", "numbers", "a number", "too few"],
+)
+def test_text_tree_refuses_bad_input(forest, ax, tokens, error, message):
+    with pytest.raises(error, match=message):
+        plot_text_tree(tokens, forest, ax=ax)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +204,8 @@ def test_matplotlib_is_asked_for_only_where_needed(forest, monkeypatch):
     assert affinity_map(forest, torch.ones(6), 0).tolist() == [1, 1, 1, 1, 1, 0]
     with pytest.raises(ImportError, match="pip install matplotlib"):
         plot_image_tree(torch.rand(2, 3), forest)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        plot_text_tree(list("abcdef"), forest)
 
 
 class TwoConvs(torch.nn.Module):
