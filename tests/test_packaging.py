@@ -15,7 +15,7 @@ import groot_graph
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-GROOTV = (ROOT / "docs" / "grootv.md").read_text()
+GROOTV, GROOTL = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("grootv", "grootl"))
 CUDA_FILES = sorted(path.name for path in (ROOT / "cuda").iterdir() if path.is_file())
 
 
@@ -42,15 +42,17 @@ def test_readme_command_has_its_own_block(extra, command):
 
 @pytest.mark.parametrize(
     "code",
-    [*blocks("python"), *blocks("python", GROOTV)],
-    ids=["layer", "grootv", "operations", "load_grootv", "transformers"],
+    [*blocks("python"), *blocks("python", GROOTV), *blocks("python", GROOTL)],
+    ids=["layer", "grootv", "grootl", "operations", "load_grootv", "transformers", "from_mamba"],
 )
 def test_code_in_documents_prints_what_it_says(code, capsys):
     exec(compile(code, "document", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/grootv.md", "docs/vision_ablation.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_in_documents_exist(document):
     path = ROOT / document
     links = re.findall(r"\]\((?!https?://)([^)]+)\)", path.read_text())
@@ -84,7 +86,7 @@ def test_required_dependencies():
 
 
 def test_constraints_pin_what_the_commands_install():
-    extras = ["", "examples", "vision", "benchmark", "test"]
+    extras = ["", "examples", "text", "eval", "vision", "benchmark", "test"]
     named = {
         item.name.lower()
         for item in requirements()
