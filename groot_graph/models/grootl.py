@@ -180,7 +180,8 @@ class GrootLMixer(MambaMixer):
             u = torch.cat([memory["inputs"], u], dim=1)
             memory["inputs"] = u[:, u.size(1) - num_before :].clone()
             return u
-        u = F.pad(layout.without_padding(u), (0, 0, num_before, 0))
+        nothing = u.new_zeros(u.size(0), num_before, u.size(2))
+        u = torch.cat([nothing, layout.without_padding(u)], dim=1)
         if memory is not None:
             row = layout.stop + torch.arange(num_before, device=u.device)
             memory["inputs"] = u.gather(1, row[:, :, None].expand(-1, -1, u.size(2)))

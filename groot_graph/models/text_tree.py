@@ -2,6 +2,7 @@ r"""The trees over texts along which GrootL passes states: where they may grow, 
 scanned, and what is remembered of them while a text is generated.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -123,13 +124,7 @@ def disjoint_forest(parent: Tensor) -> Forest:
     return Forest(order, (parent + order.view_as(parent)[:, :1]).flatten())
 
 
-def cosine(x: Tensor, y: Tensor) -> Tensor:
-    r"""The cosine similarity along the last dimension; zero where a vector is zero."""
-    norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-    return (x * y).sum(dim=-1) / norms.clamp(min=1e-12)
-
-
-def dissimilarity(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
+def dissimilarity(product: Tensor, norms: Tensor) -> Tensor:
     r"""That of the state inputs :math:`\boldsymbol\Delta \mathbf{B} \mathbf{u}` of pairs of tokens,
 
     .. math::
@@ -137,11 +132,36 @@ def dissimilarity(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
         \right), \qquad \mathbf{v}_i = \boldsymbol\Delta_i \odot \mathbf{u}_i
 
     since these are outer products.
+
+    Args:
+        product (Tensor): The scalar products of the state inputs.
+        norms (Tensor): The products of their norms.
     """
-    similarity = cosine(v_i, v_j) * cosine(B_i, B_j)
+    similarity = product / norms.clamp(min=1e-12)
     # Equal tokens are ties, which rounding must not decide.
     similarity = torch.where(similarity > 1 - 1e-6, 1.0, similarity)
     return torch.exp(-similarity)
+
+
+def norm(v: Tensor, B: Tensor) -> Tensor:
+    r"""That of the state inputs, the outer products of `v` and `B`."""
+    return torch.linalg.vector_norm(v, dim=-1) * torch.linalg.vector_norm(B, dim=-1)
+
+
+def product(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
+    r"""The scalar products of pairs of state inputs."""
+    # Half precision would make ties of what differs.
+    with autocast_off(v_i.device):
+        return _dot(v_i, v_j) * _dot(B_i, B_j)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.einsum("...c,...c->...", x, y)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager:
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 class TextTree(nn.Module):
@@ -167,11 +187,11 @@ class TextTree(nn.Module):
         Returns:
             Forest: The trees over the nodes of all texts, text after text.
         """
-        weight = v.new_zeros(*v.shape[:2], self.window)
+        weight, norms = v.new_zeros(*v.shape[:2], self.window), norm(v, B)
         for distance in range(1, min(self.window, layout.num_places - 1) + 1):
-            weight[:, distance:, distance - 1] = dissimilarity(
-                v[:, :-distance], B[:, :-distance], v[:, distance:], B[:, distance:]
-            )
+            products = product(v[:, :-distance], B[:, :-distance], v[:, distance:], B[:, distance:])
+            norms_of_both = norms[:, :-distance] * norms[:, distance:]
+            weight[:, distance:, distance - 1] = dissimilarity(products, norms_of_both)
         return self.grow(layout.with_readouts(weight), layout)
 
     def grow(self, weight: Tensor, layout: TextLayout) -> Forest:
@@ -271,8 +291,9 @@ class CausalTree(TextTree):
         self, memory: dict, transition: Tensor, x: Tensor, scale: float, v: Tensor, B: Tensor
     ) -> Tensor:
         r"""The states of the next token, of shape :obj:`[batch, state_size, channels]`."""
-        exists = memory["window_exists"]
-        weight = dissimilarity(memory["window_v"], memory["window_B"], v[:, None], B[:, None])
+        exists, window = memory["window_exists"], (memory["window_v"], memory["window_B"])
+        v_now, B_now = v[:, None], B[:, None]
+        weight = dissimilarity(product(*window, v_now, B_now), norm(*window) * norm(v_now, B_now))
         parent = weight.masked_fill(~exists, torch.inf).argmin(dim=1)
         above = memory["window_state"][torch.arange(len(parent), device=parent.device), parent]
         state = transition * above + x

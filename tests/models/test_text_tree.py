@@ -10,6 +10,8 @@ from groot_graph.models.text_tree import (
     ContextTree,
     TextLayout,
     dissimilarity,
+    norm,
+    product,
 )
 
 CHANNELS, STATE_SIZE = 5, 3
@@ -62,12 +64,16 @@ def parents_by_text(forest: Forest, layout: TextLayout) -> list[list[int]]:
     return (parent - layout.num_nodes * torch.arange(layout.batch_size)[:, None]).tolist()
 
 
+def dissimilarity_of(v_i, B_i, v_j, B_j) -> torch.Tensor:
+    return dissimilarity(product(v_i, B_i, v_j, B_j), norm(v_i, B_i) * norm(v_j, B_j))
+
+
 def test_dissimilarity_is_that_of_the_outer_products():
     v, B = torch.randn(2, 7, CHANNELS), torch.randn(2, 7, STATE_SIZE)
     expected = [weight_of(v[0], B[0], 0, 1), weight_of(v[1], B[1], 3, 6)]
     found = [
-        dissimilarity(v[0, 0], B[0, 0], v[0, 1], B[0, 1]),
-        dissimilarity(v[1, 3], B[1, 3], v[1, 6], B[1, 6]),
+        dissimilarity_of(v[0, 0], B[0, 0], v[0, 1], B[0, 1]),
+        dissimilarity_of(v[1, 3], B[1, 3], v[1, 6], B[1, 6]),
     ]
     torch.testing.assert_close(torch.stack(found), torch.tensor(expected))
 
@@ -75,14 +81,14 @@ def test_dissimilarity_is_that_of_the_outer_products():
 def test_dissimilarity_of_equal_tokens_is_the_same_number():
     v, B = torch.randn(50, 1, 33), torch.randn(50, 1, 9)
     scale = torch.tensor([1.0, 3.0, 7.0, 0.1])[:, None]
-    weight = dissimilarity(v, B, v * scale, B)
+    weight = dissimilarity_of(v, B, v * scale, B)
     assert weight.unique().tolist() == pytest.approx([torch.e**-1])
     assert weight.unique().numel() == 1
 
 
 def test_dissimilarity_of_zero_is_one():
     v, B = torch.zeros(CHANNELS), torch.randn(STATE_SIZE)
-    assert dissimilarity(v, B, torch.randn(CHANNELS), B) == 1
+    assert dissimilarity_of(v, B, torch.randn(CHANNELS), B) == 1
 
 
 LAYOUTS = {
