@@ -16,6 +16,9 @@ from torch import Tensor
 # where registers are narrower.
 VECTOR_BITS = 1024
 
+# Bytes, the smallest that is common, so that no line of a vector is left out.
+CACHE_LINE = 64
+
 
 def flat(tensor: Tensor) -> np.ndarray:
     r"""A tensor's elements as the flat array that vectors are loaded from and stored to."""
@@ -116,6 +119,25 @@ def _store_first(typingctx, array, offset, count, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, value), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, offset):
+    r"""Asks for the vector at `offset` of a flat array, which may lie outside it."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        address = _address(context, builder, signature.args[0], *args, vector)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        first = builder.bitcast(address, byte)
+        for start in range(0, VECTOR_BITS // 8, CACHE_LINE):
+            line = builder.gep(first, [context.get_constant(types.intp, start)])
+            builder.call(function, [line, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @njit(forceinline=True)

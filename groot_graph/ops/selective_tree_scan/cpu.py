@@ -22,6 +22,7 @@ from groot_graph.ops.vector import (
     load_whole,
     multiply,
     multiply_add,
+    prefetch,
     splat,
     store,
     store_whole,
@@ -33,6 +34,10 @@ from groot_graph.ops.walk import LAST, LEAF, ROOT, walk
 
 # One vector in float32, two in float64.
 CHANNELS_PER_BLOCK = 32
+
+# A node's rows are asked for while the rows this many places before it are worked on: nodes follow
+# one another in no pattern that a processor foresees.
+PREFETCH_DISTANCE = 2
 
 UP, DOWN, BOTH = range(3)
 DIRECTIONS = {"up": UP, "down": DOWN, "both": BOTH}
@@ -154,6 +159,16 @@ def _unit(forest, channels, unit):
     return forest.segments[segment], forest.segments[segment + 1], first, last, segment, block
 
 
+@njit(forceinline=True)
+def _prefetch_rows(forest, place, first, channels, u, delta, step, y):
+    row = forest.order[place] * channels + first
+    for channel in range(0, CHANNELS_PER_BLOCK, lanes(u)):
+        prefetch(u, row + channel)
+        prefetch(delta, row + channel)
+        prefetch(step, row + channel)
+        prefetch(y, row + channel)
+
+
 @njit(cache=True, nogil=True)
 def _up(first_unit, last_unit, forest, slots, num_slots, sizes, operands, y):
     channels, state_size = sizes
@@ -163,6 +178,8 @@ def _up(first_unit, last_unit, forest, slots, num_slots, sizes, operands, y):
         start, stop, first, last, _, _ = _unit(forest, channels, unit)
         for place in range(stop - 1, start - 1, -1):
             node, flag = forest.order[place], forest.flags[place]
+            ahead = max(place - PREFETCH_DISTANCE, start)
+            _prefetch_rows(forest, ahead, first, channels, u, delta, step, y)
             own = slots[place] * state_size * CHANNELS_PER_BLOCK
             above = slots[forest.above[place]] * state_size * CHANNELS_PER_BLOCK
             for channel in range(first, last, lanes(u)):
@@ -194,6 +211,8 @@ def _down(first_unit, last_unit, forest, slots, num_slots, sizes, operands, y):
         start, stop, first, last, _, _ = _unit(forest, channels, unit)
         for place in range(start, stop):
             node, flag = forest.order[place], forest.flags[place]
+            ahead = min(place + PREFETCH_DISTANCE, stop - 1)
+            _prefetch_rows(forest, ahead, first, channels, u, delta, step, y)
             own = slots[place] * state_size * CHANNELS_PER_BLOCK
             above = slots[forest.above[place]] * state_size * CHANNELS_PER_BLOCK
             for channel in range(first, last, lanes(u)):
