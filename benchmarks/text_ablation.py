@@ -10,13 +10,11 @@ prints a table in Markdown at the end.
 """
 
 import argparse
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from benchmarks.report import machine_lines
+from benchmarks.runs import complete, draw_scores, spread
 from groot_graph import Forest
 from groot_graph.models.grootl import GrootLConfig, GrootLForCausalLM, GrootLMixer
 from groot_graph.models.text_tree import ContextTree, TextLayout
@@ -305,11 +304,6 @@ def line(found: list[dict], runs: list[dict]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def spread(values: list[float], form: str) -> str:
-    deviation = stdev(values) if len(values) > 1 else math.nan
-    return f"{mean(values):{form}} ± {deviation:.1f}"
-
-
 def by_row(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
     rows = [(task, variant) for task in TASKS for variant in VARIANTS]
     found = {row: [run for run in runs if (run["task"], run["variant"]) == row] for row in rows}
@@ -328,7 +322,8 @@ def plot(runs: list[dict], path: Path) -> None:
     for ax, name in zip(axes, TASKS, strict=True):
         for (task, variant), found in by_row(runs).items():
             if task == name:
-                draw_row(ax, variants.index(variant), found)
+                scores = [100 * run["accuracy"] for run in found]
+                draw_scores(ax, variants.index(variant), scores, variant == CHAIN)
         ax.axvline(100 / num_kinds, color="grey", linestyle=":")
         ax.set(title=name, xlim=(0, 103))
         ax.grid(axis="x", alpha=0.3)
@@ -340,13 +335,6 @@ def plot(runs: list[dict], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def draw_row(ax, row: int, found: list[dict]) -> None:
-    scores = [100 * run["accuracy"] for run in found]
-    color = "tab:orange" if found[0]["variant"] == CHAIN else "tab:blue"
-    ax.plot(scores, [row] * len(scores), "o", color=color, alpha=0.5, markeredgewidth=0)
-    ax.plot(mean(scores), row, "|", color=color, markersize=18, markeredgewidth=3)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -366,47 +354,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-# What tells runs apart: the arguments of run.
-KEY = ("task", "variant", "seed", "steps", "learning_rate")
-
-
-def wanted(args: argparse.Namespace) -> list[tuple]:
-    """The key of every run, seed after seed."""
+def wanted(args: argparse.Namespace) -> list[dict]:
+    """The arguments of every run, seed after seed."""
     return [
-        (
-            task,
-            variant,
-            seed,
-            args.steps or TASKS[task].steps,
-            args.learning_rate or TASKS[task].learning_rate,
-        )
+        {
+            "task": task,
+            "variant": variant,
+            "seed": seed,
+            "steps": args.steps or TASKS[task].steps,
+            "learning_rate": args.learning_rate or TASKS[task].learning_rate,
+        }
         for seed in range(args.seeds)
         for task in args.task or TASKS
         for variant in args.variant or VARIANTS
     ]
 
 
-def read(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["runs"] if path.exists() else []
-
-
-def write(path: Path, machine: dict, runs: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
     machine = describe("cpu")
-    runs = read(args.json)
-    done = [tuple(run[name] for name in KEY) for run in runs]
-    todo = [key for key in wanted(args) if key not in done]
-    for key in tqdm(todo, desc="runs"):
-        runs.append(run(*key))
-        write(args.json, machine, runs)
+    runs = complete(args.json, machine, wanted(args), run)
     plot(runs, args.plot)
     print(table(machine, runs))
     return runs

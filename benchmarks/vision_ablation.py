@@ -10,12 +10,11 @@ prints a table in Markdown at the end.
 """
 
 import argparse
-import json
 import math
-import os
 import time
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from benchmarks.report import machine_lines
+from benchmarks.runs import complete, draw_scores, spread
 from groot_graph import Forest, root_forest
 from groot_graph.models.grootv import GridTreeSSM, GrootVBlock, convolve, grid_edges
 from groot_graph.transforms.image_to_graph import raster_edge_index
@@ -129,18 +129,18 @@ def load_images() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def run(variant: str, seed: int, num_epochs: int, train: tuple, test: tuple) -> dict:
+def run(variant: str, seed: int, epochs: int, train: tuple, test: tuple) -> dict:
     """One training; what is measured, as plain values."""
     start = time.perf_counter()
     torch.manual_seed(seed)
     model = Network(variant)
     # Variants draw differently many numbers above; the order of the images is the seed's alone.
     torch.manual_seed(seed)
-    loss = fit(model, *train, num_epochs, f"{variant}, seed {seed}")
+    loss = fit(model, *train, epochs, f"{variant}, seed {seed}")
     return {
         "variant": variant,
         "seed": seed,
-        "epochs": num_epochs,
+        "epochs": epochs,
         "accuracy": accuracy(model, *test),
         "train_loss": loss,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -201,11 +201,6 @@ def table(machine: dict, runs: list[dict]) -> str:
     return "\n".join([*machine_lines(machine), "", *lines])
 
 
-def spread(values: list[float], form: str) -> str:
-    deviation = stdev(values) if len(values) > 1 else math.nan
-    return f"{mean(values):{form}} ± {deviation:.2f}"
-
-
 def by_variant(runs: list[dict]) -> dict[str, list[dict]]:
     found = {name: [run for run in runs if run["variant"] == name] for name in VARIANTS}
     return {name: runs for name, runs in found.items() if runs}
@@ -222,9 +217,7 @@ def plot(runs: list[dict], path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8, 0.42 * len(found) + 1.2), layout="constrained")
     for row, (variant, of_variant) in enumerate(found.items()):
         scores = [100 * run["accuracy"] for run in of_variant]
-        color = "tab:orange" if variant == TREE else "tab:blue"
-        ax.plot(scores, [row] * len(scores), "o", color=color, alpha=0.5, markeredgewidth=0)
-        ax.plot(mean(scores), row, "|", color=color, markersize=22, markeredgewidth=3)
+        draw_scores(ax, row, scores, variant == TREE)
     ax.set_yticks(range(len(found)), found)
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.3)
@@ -246,33 +239,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["runs"] if path.exists() else []
-
-
-def write(path: Path, machine: dict, runs: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
     machine = describe("cpu")
     train, test = load_images()
-    runs = read(args.json)
-    done = {(run["variant"], run["seed"], run["epochs"]) for run in runs}
-    todo = [
-        (variant, seed)
+    wanted = [
+        {"variant": variant, "seed": seed, "epochs": args.epochs}
         for seed in range(args.seeds)
         for variant in args.variant or VARIANTS
-        if (variant, seed, args.epochs) not in done
     ]
-    for variant, seed in tqdm(todo, desc="runs"):
-        runs.append(run(variant, seed, args.epochs, train, test))
-        write(args.json, machine, runs)
+    runs = complete(args.json, machine, wanted, partial(run, train=train, test=test))
     plot(runs, args.plot)
     print(table(machine, runs))
     return runs

@@ -234,10 +234,10 @@ def test_an_interrupted_command_keeps_the_runs_that_ended(small, tmp_path, monke
     options = ["--seeds", "2", "--steps", "1", "--task", RECALL, "--variant", CHAIN]
     options += ["--json", str(file), "--plot", str(tmp_path / "plot.png")]
 
-    def interrupted(*key):
-        if key[2] == 1:
+    def interrupted(**key):
+        if key["seed"] == 1:
             raise KeyboardInterrupt
-        return run(*key)
+        return run(**key)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(text_ablation, "run", interrupted)
