@@ -1,11 +1,16 @@
-r"""Spreads Numba kernels that release the GIL over a pool of threads of the library's own.
+r"""Spreads Numba kernels that release the GIL over threads.
+
+On Linux these are PyTorch's own, those of its OpenMP team: after an operator of PyTorch they spin
+for milliseconds, and any other threads would share the cores with them. Elsewhere, and in forked
+children, which inherit no threads, they are a pool of the library's own.
 
 Numba's parallel back ends are each unsafe in one place where PyG users run things: in forked
-workers, or when called from several Python threads at once. A pool of plain threads is safe in
-both.
+workers, or when called from several Python threads at once. Both of these are safe in both.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +19,22 @@ import torch
 # Enough that uneven chunks level out, few enough that their hand-over costs nothing.
 CHUNKS_PER_THREAD = 4
 
+Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _find_team() -> Callable | None:
+    r"""The function of PyTorch's OpenMP that calls another on each thread of the team."""
+    if sys.platform != "linux":
+        return None
+    # PyTorch makes the symbols of the libraries it depends on visible to all.
+    team = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if team is not None:
+        team.argtypes = [Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        team.restype = None
+    return team
+
+
+_team = _find_team()
 _pool: "ThreadPoolExecutor | None" = None
 
 
@@ -37,6 +58,30 @@ def run_in_chunks(kernel: Callable, num_units: int, *arguments) -> None:
         for first, last in chunks:
             kernel(first, last, *arguments)
 
+    if _team is None:
+        _work_in_pool(work, num_threads)
+    else:
+        _work_in_team(work, num_threads)
+
+
+def _work_in_team(work: Callable[[], None], num_threads: int) -> None:
+    errors = []
+
+    def region(_) -> None:
+        # An exception must not leave a function that is called from C.
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    _team(Region(region), None, num_threads, 0)
+    if errors:
+        raise errors[0]
+    # The chunks of a thread that an interrupt kept from its work.
+    work()
+
+
+def _work_in_pool(work: Callable[[], None], num_threads: int) -> None:
     futures = [_workers().submit(work) for _ in range(num_threads - 1)]
     try:
         work()
@@ -52,11 +97,11 @@ def _workers() -> ThreadPoolExecutor:
     return _pool
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+def _forget_threads() -> None:
+    global _team, _pool
+    _team = _pool = None
 
 
-# A forked child inherits the pool object but none of its threads. Windows knows no fork.
+# A forked child inherits team and pool but none of their threads. Windows knows no fork.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_threads)

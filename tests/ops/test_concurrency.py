@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
+from groot_graph.ops import threads
 from groot_graph.ops.threads import run_in_chunks
 from tests.graphs import random_graph
 
@@ -60,8 +61,18 @@ def use_two_threads(worker_id=None):
     torch.set_num_threads(2)
 
 
+@pytest.fixture(params=["team", "pool"], autouse=True)
+def whose_threads(request, monkeypatch):
+    """Those of PyTorch's OpenMP, and those that stand in where there are none."""
+    if request.param == "pool":
+        monkeypatch.setattr(threads, "_team", None)
+    elif threads._team is None:
+        pytest.skip("this PyTorch has no OpenMP team to join")
+    return request.param
+
+
 @pytest.fixture
-def expected():
+def expected(whose_threads):
     """What this process computes, its thread pool in use."""
     torch.set_num_threads(2)
     return [whole_chain(seed) for seed in SEEDS]
@@ -127,9 +138,14 @@ def test_from_several_python_threads(num_threads, expected):
 
 
 FIRST_CALL = """
+import sys
 import threading
 import torch
 from groot_graph import Forest, tree_scan
+from groot_graph.ops import threads
+
+if sys.argv[1] == "pool":
+    threads._team = None
 
 def names():
     return [t.name for t in threading.enumerate() if t.name.startswith("groot_graph")]
@@ -141,29 +157,32 @@ def call():
 torch.set_num_threads(1)
 chain = Forest(torch.arange(300), torch.arange(-1, 299).clamp(min=0))
 barrier, results = threading.Barrier(3), []
-threads = [threading.Thread(target=call) for _ in range(3)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
+callers = [threading.Thread(target=call) for _ in range(3)]
+[caller.start() for caller in callers]
+[caller.join() for caller in callers]
 assert len(results) == 3
 assert not names(), names()
 
 torch.set_num_threads(2)
 barrier = threading.Barrier(1)
 call()
-assert names()
+assert bool(names()) == (threads._team is None)
 assert all(result[:, 159].tolist() == list(range(300, 0, -1)) for result in results)
 print("done")
 """
 
 
-def test_first_calls_at_once_in_a_new_process_with_an_empty_cache(tmp_path):
+def test_first_calls_at_once_in_a_new_process_with_an_empty_cache(tmp_path, whose_threads):
     environment = {
         **os.environ,
         "NUMBA_CACHE_DIR": str(tmp_path),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     finished = subprocess.run(
-        [sys.executable, "-c", FIRST_CALL], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", FIRST_CALL, whose_threads],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert finished.stdout == "done\n", finished.stderr
     assert list(tmp_path.rglob("*.nbc")), "the compiled kernels are kept on disk"
@@ -217,14 +236,15 @@ def test_one_thread_is_the_callers():
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_an_error_in_a_kernel_reaches_the_caller(num_threads):
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_an_error_in_a_kernel_reaches_the_caller(error, num_threads):
     torch.set_num_threads(num_threads)
 
     def kernel(first, last):
         if last == 40:
-            raise ArithmeticError("in the last chunk")
+            raise error("in the last chunk")
 
-    with pytest.raises(ArithmeticError, match="in the last chunk"):
+    with pytest.raises(error, match="in the last chunk"):
         run_in_chunks(kernel, 40)
     done = []
     run_in_chunks(lambda first, last: done.append(last), 40)
