@@ -1,9 +1,10 @@
 r"""Tree state space models on graphs, on PyTorch Geometric."""
 
-from groot_graph import nn, transforms
+from groot_graph import datasets, nn, transforms
 from groot_graph.forest import Forest
 from groot_graph.ops import (
     minimum_spanning_forest,
+    minimum_spanning_forest_stream,
     root_forest,
     selective_tree_scan,
     tree_scan,
@@ -13,7 +14,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Forest",
+    "datasets",
     "minimum_spanning_forest",
+    "minimum_spanning_forest_stream",
     "nn",
     "root_forest",
     "selective_tree_scan",

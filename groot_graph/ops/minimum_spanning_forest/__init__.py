@@ -1,3 +1,4 @@
 from groot_graph.ops.minimum_spanning_forest.api import minimum_spanning_forest
+from groot_graph.ops.minimum_spanning_forest.stream import minimum_spanning_forest_stream
 
-__all__ = ["minimum_spanning_forest"]
+__all__ = ["minimum_spanning_forest", "minimum_spanning_forest_stream"]

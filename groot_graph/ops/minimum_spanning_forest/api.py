@@ -58,6 +58,13 @@ def minimum_spanning_forest(
         >>> minimum_spanning_forest(edge_index, torch.tensor([1.0, 3.0, 2.0, 5.0]))
         tensor([ True, False,  True,  True])
     """
+    check_edges(edge_index, edge_weight)
+    check_num_nodes(num_nodes)
+    num_nodes = maybe_num_nodes(edge_index, num_nodes)
+    return _minimum_spanning_forest(edge_index, edge_weight.detach(), num_nodes)
+
+
+def check_edges(edge_index, edge_weight) -> None:
     check_edge_index(edge_index)
     check_tensor("edge_weight", edge_weight)
     if edge_weight.dtype in (torch.bool, torch.uint64) or edge_weight.is_complex():
@@ -67,9 +74,6 @@ def minimum_spanning_forest(
         )
     check_shape("edge_weight", edge_weight, (edge_index.size(1),), "[num_edges]")
     check_device("edge_weight", edge_weight, "edge_index", edge_index.device)
-    check_num_nodes(num_nodes)
-    num_nodes = maybe_num_nodes(edge_index, num_nodes)
-    return _minimum_spanning_forest(edge_index, edge_weight.detach(), num_nodes)
 
 
 @torch.library.custom_op(
