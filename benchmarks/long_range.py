@@ -1,0 +1,517 @@
+r"""``python -m benchmarks.long_range``: accuracy against distance, for TreeSSMConv and its peers.
+
+Trains networks of one size on the tasks of :mod:`groot_graph.datasets`, farther and farther apart.
+Layers that hear their neighbors get as many of them as the distance has edges; layers that hear
+every node get a fixed number. The learning rate is chosen on the validation set, for every model
+from the same ones; what stands in the table is measured on other graphs.
+
+Writes every run to --json as it ends, and goes on there when it is started again; draws --plot and
+prints tables in Markdown at the end.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data, Dataset
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import (
+    DeepGCNLayer,
+    GATConv,
+    GCNConv,
+    GINConv,
+    GPSConv,
+    LayerNorm,
+    SAGEConv,
+)
+from torch_geometric.transforms import VirtualNode
+from tqdm import tqdm
+
+from benchmarks.machine import describe
+from benchmarks.measure import in_fresh_process, interleave, peak_extra_memory
+from benchmarks.report import machine_lines
+from benchmarks.runs import complete, spread
+from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
+from groot_graph.nn import TreeSSMConv
+
+# The settings, of every model alike.
+budget = 40_000  # parameters
+learning_rates = (1e-3, 3e-3, 1e-2)
+batch_size = 32
+num_held_out = 500  # graphs to validate on, and as many to test on
+clip = 1.0  # of the gradient's norm
+steps_per_check = 25  # between two looks at the validation set
+checks_to_stop = 3  # in a row without a wrong answer
+
+
+# Tasks. -------------------------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    make: Callable[..., Dataset]
+    distances: tuple[int, ...]
+    num_graphs: int  # to train on
+    steps: int
+    num_layers: Callable[[int], int]  # that reach as far as a distance
+
+
+TASKS = {
+    "ring": Task(RingTransfer, (5, 10, 20, 35, 50), 500, 500, lambda distance: distance),
+    "crossed ring": Task(CrossedRing, (5, 10, 20, 35, 50), 500, 500, lambda distance: distance),
+    "clique path": Task(CliquePath, (5, 10, 20, 35), 500, 500, lambda distance: distance),
+    # One layer more, as in the paper of the task.
+    "tree": Task(TreeNeighborsMatch, (2, 3, 4, 5, 6, 7), 20_000, 4000, lambda depth: depth + 1),
+}
+
+
+def make_sets(task: str, distance: int, seed: int) -> list[Dataset]:
+    """The graphs to train on, which are the seed's, and the same held-out ones for every seed."""
+    make, num_graphs = TASKS[task].make, TASKS[task].num_graphs
+    held_out = make(distance, 2 * num_held_out, seed=10**6)
+    train = make(distance, num_graphs, seed=seed)
+    return [train, held_out[:num_held_out], held_out[num_held_out:]]
+
+
+# Models. ------------------------------------------------------------------------------------------
+
+
+def gin(channels: int) -> GINConv:
+    widths = nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
+    return GINConv(nn.Sequential(*widths), train_eps=True)
+
+
+def residual(conv: nn.Module, channels: int) -> DeepGCNLayer:
+    return DeepGCNLayer(conv, LayerNorm(channels, mode="node"), nn.ReLU(), block="res+")
+
+
+class Model(NamedTuple):
+    layer: Callable[[int], nn.Module]  # of so many channels
+    hears_all: bool = False
+    transform: Callable[[Data], Data] | None = None
+
+
+OURS = "TreeSSMConv"
+MODELS = {
+    OURS: Model(lambda width: residual(TreeSSMConv(width, width), width), hears_all=True),
+    "GCN": Model(lambda width: residual(GCNConv(width, width), width)),
+    "GAT": Model(lambda width: residual(GATConv(width, width), width)),
+    "GIN": Model(lambda width: residual(gin(width), width)),
+    "SAGE": Model(lambda width: residual(SAGEConv(width, width), width)),
+    "GPS": Model(lambda width: GPSConv(width, gin(width), norm="layer_norm"), hears_all=True),
+    "GIN + virtual node": Model(
+        lambda width: residual(gin(width), width), hears_all=True, transform=VirtualNode()
+    ),
+}
+# Layers of a model that hears every node.
+num_layers_that_hear_all = 3
+
+
+class Encoder(nn.Module):
+    """Features as they are, or one embedding for each of several numbers."""
+
+    def __init__(self, x: Tensor, num_numbers: int, channels: int):
+        super().__init__()
+        self.is_numbers = not x.is_floating_point()
+        if self.is_numbers:
+            width = x.size(1)
+            self.embed = nn.ModuleList(nn.Embedding(num_numbers, channels) for _ in range(width))
+        else:
+            self.embed = nn.Linear(x.size(1), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_numbers:
+            return self.embed(x)
+        return sum(embed(numbers) for embed, numbers in zip(self.embed, x.t(), strict=True))
+
+
+class Network(nn.Module):
+    """Encodes, passes messages, and answers at one node of every graph.
+
+    Args:
+        model (str): A key of :obj:`MODELS`.
+        graph (Data): One of the graphs.
+        num_classes (int): The number of answers.
+        num_layers (int): The number of layers.
+        channels (int): The width of the layers.
+        width (int): The width of the hidden layer of the answer.
+    """
+
+    def __init__(
+        self, model: str, graph: Data, num_classes: int, num_layers: int, channels: int, width: int
+    ):
+        super().__init__()
+        self.encoder = Encoder(graph.x, num_classes + 1, channels)
+        self.layers = nn.ModuleList(MODELS[model].layer(channels) for _ in range(num_layers))
+        self.takes_batch = isinstance(self.layers[0], GPSConv)
+        self.norm = nn.LayerNorm(channels)
+        self.answer = nn.Sequential(
+            nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, num_classes)
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.encoder(batch.x)
+        for layer in self.layers:
+            more = (batch.batch,) if self.takes_batch else ()
+            x = layer(x, batch.edge_index, *more)
+        return self.answer(self.norm(x[batch.root_index]))
+
+
+def num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def make_network(model: str, task: str, distance: int, graph: Data, num_classes: int) -> Network:
+    """The widest network within the budget; the answer's hidden layer takes up what is left."""
+    hears_all = MODELS[model].hears_all
+    num_layers = num_layers_that_hear_all if hears_all else TASKS[task].num_layers(distance)
+
+    def size(channels: int, width: int) -> int:
+        with torch.device("meta"):
+            return num_parameters(Network(model, graph, num_classes, num_layers, channels, width))
+
+    channels = _largest(lambda channels: size(channels, channels), 1)
+    width = _largest(lambda width: size(channels, width), channels)
+    return Network(model, graph, num_classes, num_layers, channels, width)
+
+
+def _largest(size: Callable[[int], int], least: int) -> int:
+    """The largest number whose size is within the budget."""
+    number = least
+    while size(number + 1) <= budget:
+        number += 1
+    return number
+
+
+# One run. -----------------------------------------------------------------------------------------
+
+
+def run(task: str, distance: int, model: str, seed: int, steps: int, learning_rate: float) -> dict:
+    """One training; what is measured, as plain values."""
+    start = time.perf_counter()
+    train, validation, test = make_sets(task, distance, seed)
+    for dataset in (train, validation, test):
+        dataset.transform = MODELS[model].transform
+    torch.manual_seed(seed)
+    network = make_network(model, task, distance, train[0], train.num_classes)
+    title = f"{model}, {task} {distance}, seed {seed}, learning rate {learning_rate:g}"
+    fitted = fit(network, train, validation, steps, learning_rate, title)
+    return {
+        "task": task,
+        "distance": distance,
+        "model": model,
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        **fitted,
+        "accuracy": accuracy(network, test),
+        "num_classes": train.num_classes,
+        "num_nodes": train[0].num_nodes,
+        "num_layers": len(network.layers),
+        "num_parameters": num_parameters(network),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def fit(
+    network: Network,
+    train: Dataset,
+    validation: Dataset,
+    steps: int,
+    learning_rate: float,
+    title: str,
+) -> dict:
+    """Trains, and leaves the network with the weights that were best on the validation set."""
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    best = {"validation": -1.0, "steps_taken": 0}
+    seconds, right_in_a_row = [], 0
+    for step, batch in enumerate(tqdm(_batches(train, steps), title, steps, leave=False), 1):
+        start = time.perf_counter()
+        train_step(network, optimizer, batch)
+        seconds.append(time.perf_counter() - start)
+        if step % steps_per_check and step < steps:
+            continue
+        found = accuracy(network, validation)
+        if found > best["validation"]:
+            best = {"validation": found, "steps_taken": step}
+            weights = copy.deepcopy(network.state_dict())
+        right_in_a_row = right_in_a_row + 1 if found == 1 else 0
+        if right_in_a_row == checks_to_stop:
+            break
+    network.load_state_dict(weights)
+    return {**best, "step_seconds": median(seconds)}
+
+
+def _batches(train: Dataset, steps: int):
+    loader = DataLoader(train, batch_size, shuffle=True, drop_last=True)
+    while steps > 0:
+        for batch in loader:
+            if steps == 0:
+                return
+            yield batch
+            steps -= 1
+
+
+def train_step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
+    network.train()
+    loss = F.cross_entropy(network(batch), batch.y)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), clip)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def accuracy(network: Network, dataset: Dataset) -> float:
+    network.eval()
+    right = [network(batch).argmax(1) == batch.y for batch in DataLoader(dataset, 2 * batch_size)]
+    return torch.cat(right).float().mean().item()
+
+
+# What a step costs. -------------------------------------------------------------------------------
+
+
+def make_step(task: str, distance: int, model: str) -> Callable[[], Tensor]:
+    """One training step on one batch."""
+    dataset = TASKS[task].make(distance, batch_size)
+    dataset.transform = MODELS[model].transform
+    network = make_network(model, task, distance, dataset[0], dataset.num_classes)
+    optimizer = torch.optim.Adam(network.parameters())
+    batch = next(iter(DataLoader(dataset, batch_size)))
+    return partial(train_step, network, optimizer, batch)
+
+
+def measure_cost(task: str, distance: int, models: list[str], repeats: int) -> list[dict]:
+    """Time of the models' steps, taken in turns, and their peak memory."""
+    steps = {model: make_step(task, distance, model) for model in models}
+    seconds = interleave(steps, repeats)
+    return [
+        {
+            "task": task,
+            "distance": distance,
+            "model": model,
+            "seconds": median(seconds[model]),
+            "bytes": in_fresh_process(_peak_memory, task, distance, model),
+        }
+        for model in models
+    ]
+
+
+def _peak_memory(task: str, distance: int, model: str) -> int:
+    step = make_step(task, distance, model)
+    step()
+    return peak_extra_memory(step)
+
+
+def measure_growth(num_nodes: int, repeats: int) -> dict:
+    """Time of a step of our layer on one ring of so many nodes."""
+    dataset = RingTransfer(num_nodes // 2, num_graphs=1)
+    network = make_network(OURS, "ring", num_nodes // 2, dataset[0], dataset.num_classes)
+    optimizer = torch.optim.Adam(network.parameters())
+    step = partial(train_step, network, optimizer, Batch.from_data_list([dataset[0]]))
+    return {"num_nodes": num_nodes, "seconds": median(interleave({OURS: step}, repeats)[OURS])}
+
+
+# Results. -----------------------------------------------------------------------------------------
+
+
+def chosen(runs: list[dict], task: str, distance: int, model: str) -> list[dict]:
+    """The runs with the learning rate that was best on the validation set of the first seed; the
+    fewest steps decide among equals.
+    """
+    found = [
+        run
+        for run in runs
+        if (run["task"], run["distance"], run["model"]) == (task, distance, model)
+    ]
+    first = [run for run in found if run["seed"] == 0]
+    if not first:
+        return []
+    best = min(first, key=lambda run: (-run["validation"], run["steps_taken"]))
+    return [run for run in found if run["learning_rate"] == best["learning_rate"]]
+
+
+def table(runs: list[dict], task: str) -> str:
+    """Right answers on the test set in percent, as Markdown."""
+    distances = [
+        distance
+        for distance in TASKS[task].distances
+        if any((run["task"], run["distance"]) == (task, distance) for run in runs)
+    ]
+    lines = [
+        f"| {task}, distance | {' | '.join(map(str, distances))} |",
+        f"|{(len(distances) + 1) * ' --- |'}",
+    ]
+    for model in MODELS:
+        cells = [_cell(chosen(runs, task, distance, model)) for distance in distances]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    chance = [_chance(runs, task, distance) for distance in distances]
+    lines.append(f"| chance | {' | '.join(chance)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: list[dict]) -> str:
+    return spread([100 * run["accuracy"] for run in found], ".1f") if found else ""
+
+
+def _chance(runs: list[dict], task: str, distance: int) -> str:
+    run = next(run for run in runs if (run["task"], run["distance"]) == (task, distance))
+    return f"{100 / run['num_classes']:.1f}"
+
+
+def cost_table(costs: list[dict], task: str) -> str:
+    """Milliseconds and megabytes of a step, as Markdown."""
+    found = [cost for cost in costs if cost["task"] == task]
+    distances = sorted({cost["distance"] for cost in found})
+    lines = [
+        f"| step on {task}, distance | {' | '.join(map(str, distances))} |",
+        f"|{(len(distances) + 1) * ' --- |'}",
+    ]
+    for model in MODELS:
+        cells = [
+            f"{1e3 * cost['seconds']:.0f} ms, {cost['bytes'] / 1e6:.0f} MB"
+            for distance in distances
+            for cost in found
+            if (cost["distance"], cost["model"]) == (distance, model)
+        ]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def growth_table(growth: list[dict]) -> str:
+    numbers = [f"{entry['num_nodes']:,}" for entry in growth]
+    per_node = [f"{1e9 * entry['seconds'] / entry['num_nodes']:.0f} ns" for entry in growth]
+    return "\n".join(
+        [
+            f"| {OURS}, nodes of a ring | {' | '.join(numbers)} |",
+            f"|{(len(growth) + 1) * ' --- |'}",
+            f"| step per node | {' | '.join(per_node)} |",
+        ]
+    )
+
+
+def plot(runs: list[dict], path: Path) -> None:
+    """One panel per task: right answers against distance."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(3.2 * len(tasks), 3.4), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, task in zip(axes[0], tasks, strict=True):
+        for model in MODELS:
+            _draw_line(ax, runs, task, model)
+        ax.set(title=task, xlabel="depth" if task == "tree" else "distance", ylim=(0, 103))
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("right answers, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
+    found = {
+        distance: [100 * run["accuracy"] for run in chosen(runs, task, distance, model)]
+        for distance in TASKS[task].distances
+    }
+    found = {distance: scores for distance, scores in found.items() if scores}
+    color = f"C{list(MODELS).index(model)}"
+    style = {"linewidth": 3, "zorder": 3} if model == OURS else {"linewidth": 1.2}
+    ax.plot(found.keys(), map(mean, found.values()), "o-", label=model, color=color, **style)
+    for distance, scores in found.items():
+        ax.plot([distance] * len(scores), scores, ".", color=color, alpha=0.4, markeredgewidth=0)
+
+
+def report(machine: dict, runs: list[dict], costs: list[dict], growth: list[dict]) -> str:
+    sizes = sorted(run["num_parameters"] for run in runs)
+    seconds = sum(run["seconds"] for run in runs)
+    parts = [
+        "\n".join(machine_lines(machine)),
+        f"{len(runs)} runs, {seconds / 3600:.1f} hours; {sizes[0]:,} to {sizes[-1]:,} parameters",
+    ]
+    parts += [table(runs, task) for task in TASKS if any(run["task"] == task for run in runs)]
+    parts += [cost_table(costs, task) for task in TASKS if any(c["task"] == task for c in costs)]
+    parts += [growth_table(growth)] if growth else []
+    return "\n\n".join(parts)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_range")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per task, distance, model (5)")
+    parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
+    parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
+    parser.add_argument("--distance", action="append", type=int, help="only this one")
+    parser.add_argument("--steps", type=int, help="per run (those of the task)")
+    parser.add_argument("--cost", action="store_true", help="measure what a step costs as well")
+    parser.add_argument("--repeats", type=int, default=7, help="of a step that is measured (7)")
+    parser.add_argument("--json", type=Path, default=Path("outputs/long_range.json"))
+    parser.add_argument("--plot", type=Path, default=Path("outputs/long_range.png"))
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or args.repeats < 1 or (args.steps is not None and args.steps < 1):
+        parser.error("--seeds, --steps and --repeats must be at least 1")
+    return args
+
+
+def cells(args: argparse.Namespace) -> list[tuple[str, int, str]]:
+    return [
+        (task, distance, model)
+        for task in args.task or TASKS
+        for distance in TASKS[task].distances
+        if not args.distance or distance in args.distance
+        for model in args.model or MODELS
+    ]
+
+
+def key(cell: tuple[str, int, str], seed: int, learning_rate: float, steps: int | None) -> dict:
+    task, distance, model = cell
+    return {
+        "task": task,
+        "distance": distance,
+        "model": model,
+        "seed": seed,
+        "steps": steps or TASKS[task].steps,
+        "learning_rate": learning_rate,
+    }
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    args = parse(argv)
+    torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
+    machine = describe("cpu")
+    todo = cells(args)
+    wanted = [key(cell, 0, rate, args.steps) for cell in todo for rate in learning_rates]
+    runs = complete(args.json, machine, wanted, run)
+    wanted = [
+        key(cell, seed, chosen(runs, *cell)[0]["learning_rate"], args.steps)
+        for seed in range(args.seeds)
+        for cell in todo
+    ]
+    runs = complete(args.json, machine, wanted, run)
+    costs, growth = [], []
+    if args.cost:
+        costs = [
+            cost
+            for task, distance in dict.fromkeys(cell[:2] for cell in todo)
+            for cost in measure_cost(task, distance, args.model or list(MODELS), args.repeats)
+        ]
+        growth = [measure_growth(10**digits, args.repeats) for digits in range(3, 7)]
+    plot(runs, args.plot)
+    print(report(machine, runs, costs, growth))
+    return runs
+
+
+if __name__ == "__main__":
+    main()
