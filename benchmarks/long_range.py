@@ -21,29 +21,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data, Dataset
+from torch_geometric.data import Batch, Dataset
 from torch_geometric.loader import DataLoader
-from torch_geometric.nn import (
-    DeepGCNLayer,
-    GATConv,
-    GCNConv,
-    GINConv,
-    GPSConv,
-    LayerNorm,
-    SAGEConv,
-)
-from torch_geometric.transforms import VirtualNode
 from tqdm import tqdm
 
+from benchmarks import peers
 from benchmarks.machine import describe
 from benchmarks.measure import in_fresh_process, interleave, peak_extra_memory
+from benchmarks.peers import MODELS, OURS, Network, at_root, num_parameters
 from benchmarks.report import machine_lines
 from benchmarks.runs import complete, spread
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
-from groot_graph.nn import TreeSSMConv
 
 # The settings, of every model alike.
-budget = 40_000  # parameters
 learning_rates = (1e-3, 3e-3, 1e-2)
 batch_size = 32
 num_held_out = 500  # graphs to validate on, and as many to test on
@@ -80,114 +70,9 @@ def make_sets(task: str, distance: int, seed: int) -> list[Dataset]:
     return [train, held_out[:num_held_out], held_out[num_held_out:]]
 
 
-# Models. ------------------------------------------------------------------------------------------
-
-
-def gin(channels: int) -> GINConv:
-    widths = nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
-    return GINConv(nn.Sequential(*widths), train_eps=True)
-
-
-def residual(conv: nn.Module, channels: int) -> DeepGCNLayer:
-    return DeepGCNLayer(conv, LayerNorm(channels, mode="node"), nn.ReLU(), block="res+")
-
-
-class Model(NamedTuple):
-    layer: Callable[[int], nn.Module]  # of so many channels
-    hears_all: bool = False
-    transform: Callable[[Data], Data] | None = None
-
-
-OURS = "TreeSSMConv"
-MODELS = {
-    OURS: Model(lambda width: residual(TreeSSMConv(width, width), width), hears_all=True),
-    "GCN": Model(lambda width: residual(GCNConv(width, width), width)),
-    "GAT": Model(lambda width: residual(GATConv(width, width), width)),
-    "GIN": Model(lambda width: residual(gin(width), width)),
-    "SAGE": Model(lambda width: residual(SAGEConv(width, width), width)),
-    "GPS": Model(lambda width: GPSConv(width, gin(width), norm="layer_norm"), hears_all=True),
-    "GIN + virtual node": Model(
-        lambda width: residual(gin(width), width), hears_all=True, transform=VirtualNode()
-    ),
-}
-# Layers of a model that hears every node.
-num_layers_that_hear_all = 3
-
-
-class Encoder(nn.Module):
-    """Features as they are, or one embedding for each of several numbers."""
-
-    def __init__(self, x: Tensor, num_numbers: int, channels: int):
-        super().__init__()
-        self.is_numbers = not x.is_floating_point()
-        if self.is_numbers:
-            width = x.size(1)
-            self.embed = nn.ModuleList(nn.Embedding(num_numbers, channels) for _ in range(width))
-        else:
-            self.embed = nn.Linear(x.size(1), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.is_numbers:
-            return self.embed(x)
-        return sum(embed(numbers) for embed, numbers in zip(self.embed, x.t(), strict=True))
-
-
-class Network(nn.Module):
-    """Encodes, passes messages, and answers at one node of every graph.
-
-    Args:
-        model (str): A key of :obj:`MODELS`.
-        graph (Data): One of the graphs.
-        num_classes (int): The number of answers.
-        num_layers (int): The number of layers.
-        channels (int): The width of the layers.
-        width (int): The width of the hidden layer of the answer.
-    """
-
-    def __init__(
-        self, model: str, graph: Data, num_classes: int, num_layers: int, channels: int, width: int
-    ):
-        super().__init__()
-        self.encoder = Encoder(graph.x, num_classes + 1, channels)
-        self.layers = nn.ModuleList(MODELS[model].layer(channels) for _ in range(num_layers))
-        self.takes_batch = isinstance(self.layers[0], GPSConv)
-        self.norm = nn.LayerNorm(channels)
-        self.answer = nn.Sequential(
-            nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, num_classes)
-        )
-
-    def forward(self, batch: Batch) -> Tensor:
-        x = self.encoder(batch.x)
-        for layer in self.layers:
-            more = (batch.batch,) if self.takes_batch else ()
-            x = layer(x, batch.edge_index, *more)
-        return self.answer(self.norm(x[batch.root_index]))
-
-
-def num_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def make_network(model: str, task: str, distance: int, graph: Data, num_classes: int) -> Network:
-    """The widest network within the budget; the answer's hidden layer takes up what is left."""
-    hears_all = MODELS[model].hears_all
-    num_layers = num_layers_that_hear_all if hears_all else TASKS[task].num_layers(distance)
-
-    def size(channels: int, width: int) -> int:
-        with torch.device("meta"):
-            return num_parameters(Network(model, graph, num_classes, num_layers, channels, width))
-
-    channels = _largest(lambda channels: size(channels, channels), 1)
-    width = _largest(lambda width: size(channels, width), channels)
-    return Network(model, graph, num_classes, num_layers, channels, width)
-
-
-def _largest(size: Callable[[int], int], least: int) -> int:
-    """The largest number whose size is within the budget."""
-    number = least
-    while size(number + 1) <= budget:
-        number += 1
-    return number
+def make_network(model: str, task: str, distance: int, dataset: Dataset) -> Network:
+    num_layers = TASKS[task].num_layers(distance)
+    return peers.make_network(model, dataset[0], dataset.num_classes, num_layers, at_root)
 
 
 # One run. -----------------------------------------------------------------------------------------
@@ -200,7 +85,7 @@ def run(task: str, distance: int, model: str, seed: int, steps: int, learning_ra
     for dataset in (train, validation, test):
         dataset.transform = MODELS[model].transform
     torch.manual_seed(seed)
-    network = make_network(model, task, distance, train[0], train.num_classes)
+    network = make_network(model, task, distance, train)
     title = f"{model}, {task} {distance}, seed {seed}, learning rate {learning_rate:g}"
     fitted = fit(network, train, validation, steps, learning_rate, title)
     return {
@@ -283,7 +168,7 @@ def make_step(task: str, distance: int, model: str) -> Callable[[], Tensor]:
     """One training step on one batch."""
     dataset = TASKS[task].make(distance, batch_size)
     dataset.transform = MODELS[model].transform
-    network = make_network(model, task, distance, dataset[0], dataset.num_classes)
+    network = make_network(model, task, distance, dataset)
     optimizer = torch.optim.Adam(network.parameters())
     batch = next(iter(DataLoader(dataset, batch_size)))
     return partial(train_step, network, optimizer, batch)
@@ -314,7 +199,7 @@ def _peak_memory(task: str, distance: int, model: str) -> int:
 def measure_growth(num_nodes: int, repeats: int) -> dict:
     """Time of a step of our layer on one ring of so many nodes."""
     dataset = RingTransfer(num_nodes // 2, num_graphs=1)
-    network = make_network(OURS, "ring", num_nodes // 2, dataset[0], dataset.num_classes)
+    network = make_network(OURS, "ring", num_nodes // 2, dataset)
     optimizer = torch.optim.Adam(network.parameters())
     step = partial(train_step, network, optimizer, Batch.from_data_list([dataset[0]]))
     return {"num_nodes": num_nodes, "seconds": median(interleave({OURS: step}, repeats)[OURS])}

@@ -1,0 +1,150 @@
+import json
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+
+from benchmarks import long_range
+from benchmarks.long_range import (
+    TASKS,
+    accuracy,
+    chosen,
+    cost_table,
+    fit,
+    growth_table,
+    main,
+    make_network,
+    make_sets,
+    measure_cost,
+    measure_growth,
+    run,
+    table,
+)
+from benchmarks.peers import MODELS, OURS, budget, num_parameters
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Tasks of seconds."""
+    tasks = {
+        name: task._replace(distances=task.distances[:2], num_graphs=64, steps=2)
+        for name, task in TASKS.items()
+    }
+    monkeypatch.setattr(long_range, "TASKS", tasks)
+    monkeypatch.setattr(long_range, "num_held_out", 20)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", TASKS)
+def test_parameters_are_within_five_percent_of_the_budget(task, model, small):
+    for distance in (TASKS[task].distances[0], TASKS[task].distances[-1]):
+        network = make_network(model, task, distance, TASKS[task].make(distance, 1))
+        assert 0.95 * budget <= num_parameters(network) <= budget
+        if not MODELS[model].hears_all:
+            assert len(network.layers) == TASKS[task].num_layers(distance) >= distance
+
+
+def reaches(network, dataset, source: int) -> bool:
+    """Whether the answer depends on a node's features."""
+    graph = next(data for data in dataset if data.y == 0)
+    other = graph.clone()
+    other.x[source] = other.x[source].flip(0)
+    network.eval()
+    answers = [network(Batch.from_data_list([data])) for data in (graph, other)]
+    return not torch.equal(*answers)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_network_hears_the_far_node(model):
+    torch.manual_seed(0)
+    dataset = TASKS["ring"].make(6, 20)
+    dataset.transform = MODELS[model].transform
+    assert reaches(make_network(model, "ring", 6, dataset), dataset, source=6)
+
+
+def test_one_layer_too_few_does_not_hear_the_far_node(monkeypatch):
+    monkeypatch.setitem(
+        long_range.TASKS, "ring", TASKS["ring"]._replace(num_layers=lambda distance: distance - 1)
+    )
+    dataset = TASKS["ring"].make(6, 20)
+    assert not reaches(make_network("GIN", "ring", 6, dataset), dataset, source=6)
+
+
+def test_held_out_graphs_are_the_same_for_every_seed_and_never_trained_on(small):
+    first, second = (make_sets("tree", 3, seed) for seed in (0, 1))
+    for one, other in zip(first[1:], second[1:], strict=True):
+        assert all(a.x.equal(b.x) for a, b in zip(one, other, strict=True))
+    assert not all(a.x.equal(b.x) for a, b in zip(first[0], second[0], strict=True))
+    assert not all(a.x.equal(b.x) for a, b in zip(first[1], first[2], strict=True))
+
+
+def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
+    torch.manual_seed(0)
+    train, validation, test = make_sets("ring", 5, 0)
+    network = make_network(OURS, "ring", 5, train)
+    found = fit(network, train, validation, 150, 3e-3, "")
+    assert found["validation"] == accuracy(network, validation) == 1
+    assert accuracy(network, test) == 1
+    assert found["steps_taken"] <= 150
+
+
+def test_same_seed_same_run(small):
+    arguments = ("crossed ring", 5, "GPS", 3, 2, 1e-3)
+    first, second = run(*arguments), run(*arguments)
+    for name in ("seconds", "step_seconds"):
+        assert first.pop(name) > 0 and second.pop(name) > 0
+    assert first == second
+    assert run("crossed ring", 5, "GPS", 4, 2, 1e-3)["accuracy"] is not None
+
+
+def result(model, seed, rate, validation, accuracy, steps_taken=1):
+    return {
+        "task": "ring", "distance": 5, "model": model, "seed": seed, "learning_rate": rate,
+        "validation": validation, "accuracy": accuracy, "steps_taken": steps_taken,
+        "num_classes": 5,
+    }  # fmt: skip
+
+
+def test_the_learning_rate_is_chosen_on_the_validation_set_of_the_first_seed():
+    runs = [
+        result(OURS, 0, 1e-3, validation=0.9, accuracy=0.99),
+        result(OURS, 0, 1e-2, validation=1.0, accuracy=0.90, steps_taken=7),
+        result(OURS, 0, 3e-3, validation=1.0, accuracy=0.80, steps_taken=3),
+        result(OURS, 1, 3e-3, validation=0.1, accuracy=0.60),
+        result(OURS, 1, 1e-3, validation=1.0, accuracy=1.00),
+        result("GCN", 0, 1e-3, validation=0.2, accuracy=0.25),
+    ]
+    assert chosen(runs, "ring", 5, OURS) == runs[2:4]
+    lines = table(runs, "ring").splitlines()
+    assert lines[0] == "| ring, distance | 5 |"
+    assert lines[2] == f"| {OURS} | 70.0 ± 14.1 |"
+    assert lines[3] == "| GCN | 25.0 ± nan |"
+    assert lines[-1] == "| chance | 20.0 |"
+
+
+def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, capsys):
+    options = ["--task", "ring", "--model", "GCN", "--distance", "5", "--seeds", "2"]
+    options += ["--json", str(tmp_path / "runs.json"), "--plot", str(tmp_path / "plot.png")]
+    runs = main(options)
+    assert len(runs) == len(long_range.learning_rates) + 1
+    assert json.loads((tmp_path / "runs.json").read_text())["runs"] == runs
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert "| GCN |" in capsys.readouterr().out
+    monkeypatch.setattr(long_range, "run", None)  # would fail if it were called
+    assert main(options) == runs
+
+
+def test_costs_are_measured(small):
+    costs = measure_cost("tree", 2, [OURS, "GAT"], repeats=1)
+    assert all(cost["seconds"] > 0 and cost["bytes"] >= 0 for cost in costs)
+    assert cost_table(costs, "tree").count(" ms, ") == 2
+    growth = [measure_growth(100, repeats=1)]
+    assert growth[0]["num_nodes"] == 100 and growth[0]["seconds"] > 0
+    assert growth_table(growth).splitlines()[0] == f"| {OURS}, nodes of a ring | 100 |"
+
+
+@pytest.mark.parametrize("options", [["--seeds", "0"], ["--steps", "0"], ["--repeats", "0"]])
+def test_bad_options_are_refused(options, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    assert "must be at least 1" in capsys.readouterr().err
