@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -12,10 +13,14 @@ import yaml
 from packaging.requirements import Requirement
 
 import groot_graph
+from groot_graph import datasets, models, nn, transforms
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-GROOTV, GROOTL = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("grootv", "grootl"))
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 CUDA_FILES = sorted(path.name for path in (ROOT / "cuda").iterdir() if path.is_file())
 
 
@@ -41,23 +46,64 @@ def test_readme_command_has_its_own_block(extra, command):
 
 
 @pytest.mark.parametrize(
-    "code",
-    [*blocks("python"), *blocks("python", GROOTV), *blocks("python", GROOTL)],
-    ids=["layer", "grootv", "grootl", "operations", "load_grootv", "transformers", "from_mamba"],
+    "document", [name for name, text in DOCUMENTS.items() if blocks("python", text)]
 )
-def test_code_in_documents_prints_what_it_says(code, capsys):
-    exec(compile(code, "document", "exec"), {"__name__": "__main__"})
-    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+def test_code_in_documents_prints_what_it_says(document, capsys, tmp_path, monkeypatch):
+    # The blocks of a page build on each other, and may write files.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    namespace = {"__name__": "__main__"}
+    for number, code in enumerate(blocks("python", DOCUMENTS[document]), start=1):
+        exec(compile(code, f"{document}, block {number}", "exec"), namespace)
+        printed = capsys.readouterr().out.splitlines()
+        assert printed == re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE), number
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
+def test_commands_for_several_processes_print_what_they_say(tmp_path):
+    text = DOCUMENTS["docs/guides/distributed.md"]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    commands, expected = blocks("bash", text), blocks("text", text)
+    assert len(commands) == 2
+    for command, output in zip(commands, expected, strict=True):
+        result = subprocess.run(
+            ["bash", "-euc", command], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == output
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_in_documents_exist(document):
     path = ROOT / document
-    links = re.findall(r"\]\((?!https?://)([^)]+)\)", path.read_text())
+    text = re.sub(r"^```.*?^```$", "", DOCUMENTS[document], flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
     assert "docs/images/mnist5k.png" in links or document != "README.md"
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_page_of_the_documentation_is_in_a_list_of_contents():
+    pages, listed = set(), {"docs/index"}
+    for document, text in DOCUMENTS.items():
+        if document != "README.md":
+            pages.add(document.removesuffix(".md"))
+        for block in blocks("{toctree}", text):
+            entries = [line for line in block.splitlines() if line and not line.startswith(":")]
+            listed |= {(Path(document).parent / entry).as_posix() for entry in entries}
+    assert pages == listed
+
+
+def test_every_public_name_is_in_the_api_pages():
+    pages = "".join(text for name, text in DOCUMENTS.items() if name.startswith("docs/api/"))
+    modules = [groot_graph, datasets, models, nn, transforms]
+    names = {f"{module.__name__}.{name}" for module in modules for name in module.__all__}
+    submodules = {"groot_graph.datasets", "groot_graph.nn", "groot_graph.transforms"}
+    documented = set(re.findall(r"^\.\. auto(?:class|function):: (\S+)$", pages, re.MULTILINE))
+    assert names - submodules <= documented
 
 
 def test_version_is_the_same_everywhere():
@@ -86,7 +132,7 @@ def test_required_dependencies():
 
 
 def test_constraints_pin_what_the_commands_install():
-    extras = ["", "examples", "text", "eval", "vision", "benchmark", "test"]
+    extras = ["", "examples", "text", "eval", "vision", "benchmark", "test", "docs"]
     named = {
         item.name.lower()
         for item in requirements()

@@ -403,7 +403,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         \mathbf{y}_t = \mathbf{C}_t \mathbf{h}_t + \mathbf{D} \odot \mathbf{u}_t
 
     Its parameters are those of :class:`transformers.MambaForCausalLM`, under the same names: any
-    such checkpoint is loaded by :meth:`from_pretrained`.
+    such checkpoint is loaded by :meth:`~transformers.PreTrainedModel.from_pretrained`.
 
     In the published mode, :obj:`tree_mode="context"`, tokens of the context (the prompt) hear later
     tokens of the context. Their logits must not be taken as a language model's prediction of the
@@ -439,7 +439,8 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
 
         Args:
             model (transformers.MambaForCausalLM): The Mamba. It is left as it is.
-            **kwargs (optional): Arguments of :class:`GrootLConfig` that differ.
+            **kwargs (optional): Arguments of :class:`~groot_graph.models.grootl.GrootLConfig` that
+                differ.
 
         Returns:
             GrootLForCausalLM: With a copy of its weights, on its device, in its dtype and mode.

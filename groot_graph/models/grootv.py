@@ -22,7 +22,7 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 class GrootV(nn.Module):
     r"""The vision network from the `"GrootVL: Tree Topology is All You Need in State Space Model"
     <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.3, Figure 3): a stem, four stages of
-    :class:`GrootVBlock` at strides 4, 8, 16 and 32, and a classification head.
+    :obj:`GrootVBlock` at strides 4, 8, 16 and 32, and a classification head.
 
     .. math::
         \mathbf{X} &\leftarrow \mathbf{X} + \mathrm{TreeSSM}(\mathrm{LayerNorm}(\mathbf{X}))

@@ -54,7 +54,7 @@ def convert_grootv_checkpoint(state_dict: dict, ema: bool = False) -> dict[str, 
             only the average gives the average in any case. (default: :obj:`False`)
 
     Returns:
-        dict: Name to tensor, for :meth:`GrootV.load_state_dict`.
+        dict: Name to tensor, for :meth:`torch.nn.Module.load_state_dict`.
 
     Raises:
         TypeError: If `state_dict` is not a dictionary of tensors.

@@ -62,8 +62,8 @@ class TreeSSM(torch.nn.Module):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If a size is below one, a name is unknown, or the bounds of
-            :math:`\mathbf{\Delta}` do not satisfy :obj:`0 < dt_min <= dt_max` and :obj:`0 <
-            dt_init_floor`.
+            :math:`\mathbf{\Delta}` do not satisfy :obj:`0 < dt_min <= dt_max` and
+            :obj:`dt_init_floor > 0`.
 
     Example:
         >>> import torch
