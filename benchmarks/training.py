@@ -1,0 +1,87 @@
+"""How the networks of a comparison are trained, all of them alike."""
+
+import copy
+import time
+from collections.abc import Iterator
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data, Dataset
+from torch_geometric.loader import DataLoader
+from tqdm import tqdm
+
+learning_rates = (1e-3, 3e-3, 1e-2)
+batch_size = 32
+clip = 1.0  # of the gradient's norm
+steps_per_check = 25  # between two looks at the validation set
+checks_to_stop = 3  # in a row without a wrong answer
+
+
+def fit(
+    network: nn.Module,
+    train: Dataset | list[Data],
+    validation: Dataset | list[Data],
+    steps: int,
+    learning_rate: float,
+    title: str,
+) -> dict:
+    """Trains, and leaves the network with the weights that were best on the validation set."""
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    best = {"validation": -1.0, "steps_taken": 0}
+    seconds, right_in_a_row = [], 0
+    for step, batch in enumerate(tqdm(_batches(train, steps), title, steps, leave=False), 1):
+        start = time.perf_counter()
+        train_step(network, optimizer, batch)
+        seconds.append(time.perf_counter() - start)
+        if step % steps_per_check and step < steps:
+            continue
+        found = accuracy(network, validation)
+        if found > best["validation"]:
+            best = {"validation": found, "steps_taken": step}
+            weights = copy.deepcopy(network.state_dict())
+        right_in_a_row = right_in_a_row + 1 if found == 1 else 0
+        if right_in_a_row == checks_to_stop:
+            break
+    network.load_state_dict(weights)
+    return {**best, "step_seconds": median(seconds)}
+
+
+def _batches(train: Dataset | list[Data], steps: int) -> Iterator[Batch]:
+    drop_last = len(train) >= batch_size
+    loader = DataLoader(train, batch_size, shuffle=True, drop_last=drop_last)
+    while steps > 0:
+        for batch in loader:
+            if steps == 0:
+                return
+            yield batch
+            steps -= 1
+
+
+def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
+    network.train()
+    loss = F.cross_entropy(network(batch), batch.y)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), clip)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, dataset: Dataset | list[Data]) -> float:
+    network.eval()
+    right = [network(batch).argmax(1) == batch.y for batch in DataLoader(dataset, 2 * batch_size)]
+    return torch.cat(right).float().mean().item()
+
+
+def with_best_rate(runs: list[dict]) -> list[dict]:
+    """The runs with the learning rate that was best on the validation set of the first seed; the
+    fewest steps decide among equals.
+    """
+    first = [run for run in runs if run["seed"] == 0]
+    if not first:
+        return []
+    best = min(first, key=lambda run: (-run["validation"], run["steps_taken"]))
+    return [run for run in runs if run["learning_rate"] == best["learning_rate"]]
