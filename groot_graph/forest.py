@@ -55,7 +55,7 @@ class Forest:
         self.order = order
         self.parent = parent
         self.plan = plan
-        self.made_plan = None
+        self.made_plan: tuple[tuple[int, int], Tensor] | None = None
 
     @property
     def num_nodes(self) -> int:

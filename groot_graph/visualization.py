@@ -197,12 +197,14 @@ def plot_image_tree(
     scale = _points_per_node(ax, max(height, width))
     line_width = scale * (0.08 + 0.32 * share.sqrt())
     ax.add_collection(
-        LineCollection(segments, linewidths=line_width, colors=color, capstyle="round")
+        LineCollection(
+            list(segments.numpy()), linewidths=line_width, colors=color, capstyle="round"
+        )
     )
     roots = points[~is_child]
     ax.scatter(
-        *roots.T, s=(0.5 * scale) ** 2, facecolors="white", edgecolors=color, zorder=3,
-        linewidths=0.12 * scale,
+        roots[:, 0], roots[:, 1], s=(0.5 * scale) ** 2, facecolors="white", edgecolors=color,
+        zorder=3, linewidths=0.12 * scale,
     )  # fmt: skip
     ax.set_axis_off()
     return ax
@@ -260,11 +262,15 @@ def plot_text_tree(
     distance = (child - above).abs()
     arcs = _arcs(place[child], place[above], distance)
     is_chain = distance == 1
-    for arcs_of_kind, style in (
-        (arcs[is_chain], {"colors": "0.6", "linewidths": 1.2}),
-        (arcs[~is_chain], {"colors": color, "linewidths": 2}),
+    for lines, line_color, width in (
+        (arcs[is_chain], "0.6", 1.2),
+        (arcs[~is_chain], color, 2),
     ):
-        ax.add_collection(LineCollection(arcs_of_kind, capstyle="round", **style))
+        ax.add_collection(
+            LineCollection(
+                list(lines.numpy()), colors=line_color, linewidths=width, capstyle="round"
+            )
+        )
     roots = place[~is_child]
     ax.scatter(
         roots, torch.zeros_like(roots), s=40, facecolors="white", edgecolors=color, zorder=3,

@@ -164,7 +164,8 @@ def test_wheel_is_pure_and_holds_every_file(tmp_path):
     assert wheel.name == f"groot_graph-{groot_graph.__version__}-py3-none-any.whl"
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "groot_graph").rglob("*.py")}
     kernels = {f"groot_graph/cuda/{name}" for name in CUDA_FILES}
-    assert modules | kernels <= set(ZipFile(wheel).namelist())
+    marker = {"groot_graph/py.typed"}
+    assert modules | kernels | marker <= set(ZipFile(wheel).namelist())
 
 
 def test_cuda_folder_does_not_hide_the_cuda_packages_of_others(tmp_path):

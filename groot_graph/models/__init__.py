@@ -2,9 +2,13 @@ r"""The networks of the paper."""
 
 import warnings
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from groot_graph.models.grootv import GrootV, grootv_base, grootv_small, grootv_tiny
 from groot_graph.models.grootv_checkpoint import convert_grootv_checkpoint, load_grootv
+
+if TYPE_CHECKING:
+    from groot_graph.models.grootl import GrootLForCausalLM
 
 __all__ = [
     "GrootLForCausalLM",
@@ -25,7 +29,7 @@ if find_spec("timm") is not None:
         )
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Not at import, because transformers is optional and takes its time.
     if name != "GrootLForCausalLM":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -6,7 +6,7 @@ The import makes it known to the Auto classes of transformers.
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,10 @@ from groot_graph.ops.checks import (
 
 # The label of tokens that the loss leaves out.
 IGNORED = -100
+
+# u, delta, A, B, C, D of a batch of texts, and u, delta, A, B, C of all their nodes.
+Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+NodeOperands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class GrootLConfig(MambaConfig):
@@ -166,6 +170,7 @@ class GrootLMixer(MambaMixer):
         u = self._with_inputs_before(u, layout, memory)
         u = self.act(self._convolve(u))
         if layout is None:
+            assert memory is not None
             y = self._go_on(*self._operands(u), memory)
         else:
             y = self._scan(*self._operands(u, layout), layout, memory)
@@ -177,6 +182,7 @@ class GrootLMixer(MambaMixer):
         r"""The inputs of the convolution, those before the first included."""
         num_before = self.conv_kernel_size - 1
         if layout is None:
+            assert memory is not None
             u = torch.cat([memory["inputs"], u], dim=1)
             memory["inputs"] = u[:, u.size(1) - num_before :].clone()
             return u
@@ -194,7 +200,7 @@ class GrootLMixer(MambaMixer):
         row = F.conv2d(row, weight, bias, groups=self.intermediate_size)
         return row.squeeze(2).transpose(1, 2)
 
-    def _operands(self, u: Tensor, layout: TextLayout | None = None) -> tuple[Tensor, ...]:
+    def _operands(self, u: Tensor, layout: TextLayout | None = None) -> Operands:
         u = u if layout is None else layout.without_padding(u)
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
@@ -230,7 +236,7 @@ class GrootLMixer(MambaMixer):
         return torch.add(chain, tree, alpha=scale)[:, : layout.num_places]
 
     def _scan_tree(
-        self, operands: tuple[Tensor, ...], v: Tensor, B: Tensor, layout: TextLayout
+        self, operands: NodeOperands, v: Tensor, B: Tensor, layout: TextLayout
     ) -> Tensor:
         if self.config.tree_scale == 0:
             return torch.zeros_like(operands[0])
@@ -245,7 +251,7 @@ class GrootLMixer(MambaMixer):
         C: Tensor,
         layout: TextLayout,
         has_readouts: bool,
-    ) -> tuple[Tensor, ...]:
+    ) -> NodeOperands:
         r"""The operands of a scan over the nodes of all texts."""
         if has_readouts:
             u, delta, B, C = map(layout.with_readouts, (u, delta, B, C))
@@ -314,7 +320,7 @@ class GrootLModel(GrootLPreTrainedModel):
         # from_pretrained() overwrites settings of a configuration that was checked before.
         config.check_tree()
         super().__init__(config)
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             GrootLBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
@@ -365,7 +371,7 @@ class GrootLModel(GrootLPreTrainedModel):
             past_key_values.num_tokens += x.size(1)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values,  # type: ignore[arg-type]
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
         )
 
@@ -383,7 +389,7 @@ class GrootLModel(GrootLPreTrainedModel):
             return None
         start, length = _extent(mask, x)
         context_lengths = _checked_context_lengths(context_lengths, length, num_places)
-        tree = self.layers[0].mixer.tree
+        tree = cast(GrootLBlock, self.layers[0]).mixer.tree
         num_readouts = 0
         if past_key_values is not None:
             num_readouts = tree.num_readouts(self.config.state_size)
@@ -546,21 +552,21 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: Tensor,
+        input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
-        past_key_values: GrootLCache | None = None,
-        attention_mask: Tensor | None = None,
+        past_key_values: GrootLCache | None = None,  # type: ignore[override]
+        attention_mask: torch.LongTensor | None = None,
         inputs_embeds: Tensor | None = None,
-        context_lengths: Tensor | None = None,
+        context_lengths: Tensor | None = None,  # type: ignore[override]
         **kwargs,
     ) -> dict[str, Any]:
         if past_key_values is not None and past_key_values.num_tokens > 0:
             _check_is_new(next_sequence_length, past_key_values)
             attention_mask = context_lengths = None
-        return super().prepare_inputs_for_generation(
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values,  # type: ignore[arg-type]
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             context_lengths=context_lengths,
@@ -576,7 +582,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         _, length = _extent(kwargs.get("attention_mask"), prompt)
         lengths = _checked_context_lengths(kwargs.get("context_lengths"), length, prompt.size(1))
         kwargs["context_lengths"] = lengths.flatten()
-        return super()._expand_inputs_for_generation(
+        return super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
 
@@ -680,10 +686,10 @@ def _check_fit(lengths: Tensor, longest: Tensor) -> None:
     does_fit = (lengths >= 0) & (lengths <= longest)
     if not bool(does_fit.all()):
         text = int((~does_fit).nonzero()[0, 0])
-        found, longest = int(lengths[text]), int(longest.expand_as(lengths)[text])
+        found, most = int(lengths[text]), int(longest.expand_as(lengths)[text])
         raise ValueError(
             "'context_lengths' must not be negative or exceed the tokens of a text, got "
-            f"{found} for text {text} of {longest} tokens"
+            f"{found} for text {text} of {most} tokens"
         )
 
 

@@ -74,7 +74,7 @@ class GrootV(nn.Module):
     def __init__(
         self,
         channels: int = 80,
-        depths: tuple[int, int, int, int] = (2, 2, 9, 2),
+        depths: tuple[int, ...] = (2, 2, 9, 2),
         num_classes: int = 1000,
         in_channels: int = 3,
         mlp_ratio: float = 4.0,
@@ -130,10 +130,11 @@ class GrootV(nn.Module):
         """
         # Children first, because a TreeSSM resets its own in its own way.
         for module in reversed(list(self.modules())[1:]):
+            reset = getattr(module, "reset_parameters", None)
             if isinstance(module, nn.Linear):
                 reset_projection(module)
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            elif reset is not None:
+                reset()
 
     def forward(self, images: Tensor) -> Tensor:
         r"""The logits of the images, of shape :obj:`[batch, num_classes]`.

@@ -198,7 +198,7 @@ def _unwrap(state_dict: dict, ema: bool) -> dict:
             f"'ema' must be False where a checkpoint holds no average under one of "
             f"{_EMA_WRAPPERS}, got the keys {_some(state_dict)}"
         )
-    if ema or weights is None and average is not None:
+    if average is not None and (ema or weights is None):
         return average
     return state_dict if weights is None else weights
 

@@ -1,5 +1,7 @@
 r"""GrootV for Hugging Face transformers. The import makes it known to the Auto classes."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ except ImportError as error:
         'pip install "groot-graph[vision]"'
     ) from error
 
-from groot_graph.models.grootv import GrootV, reset_projection
+from groot_graph.models.grootv import GrootV, GrootVBlock, GrootVStage, reset_projection
 
 
 class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -96,9 +98,10 @@ class GrootVPreTrainedModel(PreTrainedModel):
     config_class = GrootVConfig
     base_model_prefix = "grootv"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["GrootVBlock"]
+    grootv: GrootV
 
     def _initialize_weights(self, module: nn.Module, *_) -> None:
         # Without the flag for custom code, under which a TreeSSM is passed over whose projections
@@ -108,7 +111,8 @@ class GrootVPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # GrootV.reset_parameters module by module, which transformers walks through children first.
-        if isinstance(module, GrootV) or not hasattr(module, "reset_parameters"):
+        reset = getattr(module, "reset_parameters", None)
+        if isinstance(module, GrootV) or reset is None:
             return
         state = module.state_dict(keep_vars=True).values()
         loaded = [value for value in state if getattr(value, "_is_hf_initialized", False)]
@@ -116,7 +120,7 @@ class GrootVPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             reset_projection(module)
         else:
-            module.reset_parameters()
+            reset()
         for value, content in zip(loaded, contents, strict=True):
             value.copy_(content)
 
@@ -127,7 +131,7 @@ class GrootVPreTrainedModel(PreTrainedModel):
 
     def _has_hidden_states(self, output_hidden_states: bool | None) -> bool:
         if output_hidden_states is None:
-            return self.config.output_hidden_states
+            return bool(self.config.output_hidden_states)
         return output_hidden_states
 
 
@@ -210,7 +214,7 @@ class GrootVForImageClassification(GrootVPreTrainedModel):
     def __init__(self, config: GrootVConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.grootv = _make_grootv(config, num_classes=config.num_labels)
+        self.grootv = _make_grootv(config, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @classmethod
@@ -330,7 +334,7 @@ class GrootVBackbone(BackboneMixin, GrootVPreTrainedModel):
         maps = self._maps(pixel_values, has_hidden_states or "stem" in self.out_features)
         names = self.stage_names[-len(maps) :]
         return BackboneOutput(
-            feature_maps=tuple(
+            feature_maps=tuple(  # type: ignore[arg-type]
                 map for name, map in zip(names, maps, strict=True) if name in self.out_features
             ),
             hidden_states=maps if has_hidden_states else None,
@@ -356,7 +360,8 @@ def _make_grootv(config: GrootVConfig, num_classes: int) -> GrootV:
 def _config_of(model: GrootV, **kwargs) -> GrootVConfig:
     if not isinstance(model, GrootV):
         raise TypeError(f"'model' must be a GrootV, got {type(model).__name__}")
-    block = model.stages[-1].blocks[-1]
+    stage = cast(GrootVStage, model.stages[-1])
+    block = cast(GrootVBlock, stage.blocks[-1])
     topology = block.mixer.topology
     if callable(topology.metric):
         raise ValueError(

@@ -134,7 +134,7 @@ class HarnessGrootL(HFLM):
         if override_bs is not None:
             return Collator.get_chunks(groups, n=override_bs)
         # What was found for other requests may be too much for longer ones.
-        self.batch_sizes = {}
+        self.batch_sizes: dict[int, int] = {}
         return Collator.get_chunks(groups, fn=self._batch_scheduler)
 
     def _log_probs(self, batch: list[Group]) -> list[Tensor]:

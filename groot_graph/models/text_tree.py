@@ -309,4 +309,7 @@ def _take(x: Tensor, place: Tensor) -> Tensor:
     return x.gather(1, place[:, :, None].expand(-1, -1, x.size(2)))
 
 
-TEXT_TREES = {"context": ContextTree, "causal": CausalTree}
+TEXT_TREES: dict[str, type[ContextTree | CausalTree]] = {
+    "context": ContextTree,
+    "causal": CausalTree,
+}

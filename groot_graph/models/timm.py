@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 try:
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    from timm.layers import create_classifier
+    from timm.layers import SelectAdaptivePool2d, create_classifier
     from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
     from timm.models._features import feature_take_indices
     from timm.models._manipulate import MATCH_PREV_GROUP
@@ -47,10 +47,12 @@ class TimmGrootV(GrootV):
         [(1, 8, 16, 16), (1, 16, 8, 8), (1, 32, 4, 4), (1, 64, 2, 2)]
     """
 
+    global_pool: SelectAdaptivePool2d
+
     def __init__(
         self,
         channels: int = 80,
-        depths: tuple[int, int, int, int] = (2, 2, 9, 2),
+        depths: tuple[int, ...] = (2, 2, 9, 2),
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -72,7 +74,7 @@ class TimmGrootV(GrootV):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:  # type: ignore[override]
         r"""The last map, of shape :obj:`[batch, num_features, height / 32, width / 32]`."""
         return self._forward_stages(x, len(self.stages))[-1]
 
@@ -112,9 +114,9 @@ class TimmGrootV(GrootV):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"'output_fmt' must be 'NCHW', got {output_fmt!r}")
-        indices, last = feature_take_indices(len(self.stages), indices)
+        stages, last = feature_take_indices(len(self.stages), indices)
         maps = self._forward_stages(x, last + 1 if stop_early else len(self.stages))
-        intermediates = [maps[index] for index in indices]
+        intermediates = [maps[stage] for stage in stages]
         return intermediates if intermediates_only else (maps[-1], intermediates)
 
     def prune_intermediate_layers(
@@ -126,14 +128,15 @@ class TimmGrootV(GrootV):
         r"""Removes what the maps of `indices` do not need: later stages, and with `prune_head` the
         head. The norms stay, because each is a part of its stage. Returns `indices` as numbers.
         """
-        indices, last = feature_take_indices(len(self.stages), indices)
+        stages, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         self.stages[-1].downsample = nn.Identity()
         if prune_head or last < len(self.channels) - 1:
-            self.head_conv = self.head_norm = self.head_act = nn.Identity()
+            nothing = nn.Identity()
+            self.head_conv = self.head_norm = self.head_act = nothing  # type: ignore[assignment]
             self.num_features = self.head_in_features = self.channels[last]
             self.reset_classifier(0, "")
-        return indices
+        return stages
 
     def get_classifier(self) -> nn.Module:
         r"""The last layer."""
@@ -146,12 +149,13 @@ class TimmGrootV(GrootV):
             raise ValueError("'global_pool' must name a pooling where there are classes, got ''")
         old = self.stem.conv1.weight
         self.num_classes = num_classes
-        self.global_pool, self.head = create_classifier(
+        self.global_pool, head = create_classifier(
             self.head_in_features, num_classes, pool_type, device=old.device, dtype=old.dtype
         )
+        self.head = head
         self.head_hidden_size = self.head_in_features * self.global_pool.feat_mult()
         if num_classes > 0:
-            reset_projection(self.head)
+            reset_projection(head)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         r"""Which parameters form a layer, from the images on; with `coarse` a stage is one."""

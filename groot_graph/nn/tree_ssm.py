@@ -1,4 +1,5 @@
 import math
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from groot_graph.ops.checks import (
     check_number,
     check_positive_int,
 )
+
+# u, delta, A, B, C, D
+Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class TreeSSM(torch.nn.Module):
@@ -95,7 +99,7 @@ class TreeSSM(torch.nn.Module):
         super().__init__()
         self.channels = channels
         self.state_size = state_size
-        self.dt_rank = math.ceil(channels / 16) if dt_rank == "auto" else dt_rank
+        self.dt_rank = math.ceil(channels / 16) if isinstance(dt_rank, str) else dt_rank
         self.direction = direction
         self.dt_min = dt_min
         self.dt_max = dt_max
@@ -141,8 +145,10 @@ class TreeSSM(torch.nn.Module):
         """
         check_features("u", u, self.channels)
         check_forest(forest, u.size(0), u.device, "u")
-        scan = self._scan if self.state_norm is None else self._normalized_scan
-        return scan(*self._operands(u), forest).to(u.dtype)
+        operands, norm = self._operands(u), self.state_norm
+        if norm is None:
+            return self._scan(*operands, forest).to(u.dtype)
+        return self._normalized_scan(*operands, forest, norm).to(u.dtype)
 
     def transition(self, u: Tensor) -> Tensor:
         r"""The transition of the edge from every node to its parent, :math:`e^{\mathbf{\Delta}_i
@@ -162,7 +168,7 @@ class TreeSSM(torch.nn.Module):
         _, delta, A, *_ = self._operands(u)
         return (delta.unsqueeze(2) * A).exp()
 
-    def _operands(self, u: Tensor) -> tuple[Tensor, ...]:
+    def _operands(self, u: Tensor) -> Operands:
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
         delta = self.dt_proj(delta)
@@ -176,12 +182,19 @@ class TreeSSM(torch.nn.Module):
         return selective_tree_scan(u, delta, A, B, C, forest, D, direction=self.direction)
 
     def _normalized_scan(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, forest: Forest
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        forest: Forest,
+        norm: LayerNorm,
     ) -> Tensor:
         x = (delta * u).unsqueeze(1) * B.unsqueeze(2)  # [num_nodes, state_size, channels]
         transition = (delta.unsqueeze(1) * A.t()).exp()
         h = tree_scan(x.flatten(1), transition.flatten(1), forest, self.direction).view_as(x)
-        norm = self.state_norm
         weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
         h = F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps)
         return (h * C.unsqueeze(2)).sum(dim=1) + D * u

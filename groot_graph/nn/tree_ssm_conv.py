@@ -201,7 +201,7 @@ class TreeSSMConv(MessagePassing):
     def message(self, u_j: Tensor) -> Tensor:
         return u_j
 
-    def _mix(self, u: Tensor, edge_index: Tensor) -> Tensor:
+    def _mix(self, u: Tensor, edge_index: Adj) -> Tensor:
         neighbors = self.propagate(edge_index, u=u)
         width = self.weight_neighbor.numel()
         check_shape("aggr(x)", neighbors, (u.size(0), width), "[num_nodes, inner_channels]")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.resources import files
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ C_TYPES = {
     torch.bfloat16: "BFloat16",
 }
 
+# What a kernel takes.
+Argument: TypeAlias = Tensor | int | np.generic | None
+
 
 def on_current_stream(function: Callable) -> Callable:
     r"""Makes CuPy's device and stream, for the time of a call, what PyTorch's are for the tensors
@@ -42,7 +46,7 @@ def launch(
     operation: str,
     kernel: str,
     num_threads: int,
-    *arguments: "Tensor | int | np.generic | None",
+    *arguments: Argument,
     **macros: "str | int",
 ) -> None:
     r"""Runs a kernel, inside a function that is called :func:`on_current_stream`.
@@ -61,7 +65,7 @@ def launch(
     compiled.launch(kernel, grid, tuple(map(word, arguments)))
 
 
-def word(value: "Tensor | int | np.generic | None") -> np.generic:
+def word(value: Argument) -> np.generic:
     r"""The eight bytes that a kernel gets: a tensor's address, a null pointer for None, a number.
     What is one already stays: making it costs as much as passing it on.
     """
@@ -109,7 +113,7 @@ class CompiledSource:
 
     def __init__(self, operation: str, macros: "tuple[tuple[str, str | int], ...]"):
         self._module = _cupy().RawModule(code=source(operation), options=options(macros))
-        self._kernels = {}
+        self._kernels: dict[str, Callable] = {}
 
     def launch(self, kernel: str, grid: int, arguments: tuple) -> None:
         if kernel not in self._kernels:

@@ -61,11 +61,11 @@ def run_in_chunks(kernel: Callable, num_units: int, *arguments) -> None:
     if _team is None:
         _work_in_pool(work, num_threads)
     else:
-        _work_in_team(work, num_threads)
+        _work_in_team(_team, work, num_threads)
 
 
-def _work_in_team(work: Callable[[], None], num_threads: int) -> None:
-    errors = []
+def _work_in_team(team: Callable, work: Callable[[], None], num_threads: int) -> None:
+    errors: list[BaseException] = []
 
     def region(_) -> None:
         # An exception must not leave a function that is called from C.
@@ -74,7 +74,7 @@ def _work_in_team(work: Callable[[], None], num_threads: int) -> None:
         except BaseException as error:
             errors.append(error)
 
-    _team(Region(region), None, num_threads, 0)
+    team(Region(region), None, num_threads, 0)
     if errors:
         raise errors[0]
     # The chunks of a thread that an interrupt kept from its work.

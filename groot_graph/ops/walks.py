@@ -41,6 +41,7 @@ class Walks:
         **macros: "str | int",
     ):
         self.operation = operation
+        assert forest.plan is not None
         self.levels = levels_of(forest.plan, forest.num_nodes)
         self.width = width
         num_walks = _num_walks(width, forest.num_nodes, MOST_WALKING_THREADS)

@@ -110,7 +110,7 @@ def _has_torch_cluster() -> bool:
 
 
 def _search_by_torch_cluster(
-    pos: Tensor, batch: Tensor, k: int | None = None, radius: float | None = None
+    pos: Tensor, batch: Tensor, k: int | None = None, radius: float = 0.0
 ) -> Tensor:
     import torch_cluster
 
@@ -129,7 +129,7 @@ def _first_of_each_target(edge_index: Tensor, k: int) -> Tensor:
 
 
 def _search_by_scipy(
-    pos: Tensor, batch: Tensor, k: int | None = None, radius: float | None = None
+    pos: Tensor, batch: Tensor, k: int | None = None, radius: float = 0.0
 ) -> Tensor:
     try:
         from scipy.spatial import cKDTree
@@ -143,7 +143,7 @@ def _search_by_scipy(
     edges = []
     for start, graph in zip(starts, np.split(points, starts[1:]), strict=True):
         tree = cKDTree(graph)
-        pairs = _nearest(tree, k) if radius is None else _within(tree, radius)
+        pairs = _within(tree, radius) if k is None else _nearest(tree, k)
         edges.append(pairs + start)
     return torch.from_numpy(np.concatenate(edges, axis=1)).to(pos.device)
 

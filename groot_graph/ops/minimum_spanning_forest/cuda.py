@@ -32,7 +32,7 @@ def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_no
     sizes = num_edges, num_nodes, num_rounds
     # Made words once for all rounds.
     state = tuple(map(word, (link, lowest, ends, has_living)))
-    of_edges, of_nodes = tuple(map(word, (weight, is_float, num_edges))), word(num_nodes)
+    of_edges, of_nodes = (word(weight), word(is_float), word(num_edges)), word(num_nodes)
     mask = word(edge_mask)
     run("start_forest", max(sizes), source, target, *sizes, *state, mask)
     for round_number in map(word, range(num_rounds)):

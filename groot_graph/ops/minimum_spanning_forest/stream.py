@@ -1,7 +1,7 @@
 r"""The spanning forest of a graph whose edges are never all in memory, or not in one process."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -70,7 +70,8 @@ def minimum_spanning_forest_stream(
     edges, num_edges = _reduce_chunks(chunks, num_nodes)
     if group is not None:
         edges = _reduce_group(edges, num_edges, num_nodes, group)
-    return tuple(_no_edges() if edges is None else edges)
+    edge_index, edge_weight, edge_number = _no_edges() if edges is None else edges
+    return edge_index, edge_weight, edge_number
 
 
 def _no_edges() -> NumberedEdges:
@@ -123,12 +124,12 @@ def _reduce(parts: list[NumberedEdges], num_nodes: int) -> NumberedEdges:
 
 def _reduce_group(
     edges: NumberedEdges | None, num_edges: int, num_nodes: int, group: dist.ProcessGroup
-) -> NumberedEdges:
+) -> NumberedEdges | None:
     r"""Merges the forests of neighbors, then of neighboring pairs, and so on; the first process
     hands the last one to all.
     """
     rank, num_processes = dist.get_rank(group), dist.get_world_size(group)
-    found = [None] * num_processes
+    found: list[Any] = [None] * num_processes
     dtype = None if edges is None else edges.edge_weight.dtype
     dist.all_gather_object(found, (num_edges, dtype), group)
     dtypes = {dtype for _, dtype in found if dtype is not None}
@@ -151,7 +152,7 @@ def _reduce_group(
 
 
 def _receive(rank: int, group: dist.ProcessGroup) -> NumberedEdges | None:
-    other = [None]
+    other: list[NumberedEdges | None] = [None]
     dist.recv_object_list(other, dist.get_global_rank(group, rank), group)
     return other[0]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from groot_graph.ops.checks import check_acyclic, check_one_root_per_tree, values_are_checked
-from groot_graph.ops.kernels import MOST_THREADS, launch, on_current_stream
+from groot_graph.ops.kernels import MOST_THREADS, Argument, launch, on_current_stream
 from groot_graph.ops.segments import cut, plan_size
 
 # Arcs are numbered with 32 bits, two for every edge.
@@ -105,6 +105,7 @@ def _join(edge_index: Tensor, edge_mask: Tensor | None, nodes: Nodes, heaviest: 
     r"""Labels every node by the lowest of its tree; returns which edges make up the trees."""
     num_edges, num_nodes = edge_index.size(1), nodes.link.size(0)
     is_kept = nodes.link.new_empty(num_edges)
+    arguments: tuple[Argument, ...]
     arguments = (nodes.link, nodes.chosen, nodes.first_arc, nodes.end_arc, heaviest)
     _launch("start_nodes", num_nodes, *arguments, num_nodes)
     arguments = (edge_index, edge_mask, nodes.link, is_kept)
@@ -115,6 +116,7 @@ def _join(edge_index: Tensor, edge_mask: Tensor | None, nodes: Nodes, heaviest: 
 
 def _choose_roots(root: "str | Tensor", nodes: Nodes) -> None:
     num_nodes = nodes.label.size(0)
+    arguments: tuple[Argument, ...]
     if isinstance(root, Tensor):
         arguments = (root.contiguous(), nodes.label, nodes.chosen, root.size(0))
         _launch("choose_roots", root.size(0), *arguments, num_nodes)
@@ -128,7 +130,7 @@ def _tour(edge_index: Tensor, is_kept: Tensor, nodes: Nodes) -> Tour:
     num_arcs = 2 * min(num_edges, nodes.link.size(0) - 1)
     arc_key = edge_index.new_full((num_arcs,), UNUSED)
     num_kept = is_kept.cumsum(0, dtype=torch.int32)
-    arguments = (edge_index, is_kept, num_kept, arc_key)
+    arguments: tuple[Argument, ...] = (edge_index, is_kept, num_kept, arc_key)
     _launch("list_arcs", num_edges, *arguments, num_edges)
     arc_key, listed_as = arc_key.sort()
 
@@ -152,7 +154,7 @@ def _tour(edge_index: Tensor, is_kept: Tensor, nodes: Nodes) -> Tour:
 def _measure(tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor) -> None:
     r"""Parents, and the sizes of subtrees and trees."""
     num_arcs, num_nodes = tour.arc_key.size(0), parent.size(0)
-    arguments = (*tour, parent, nodes.size, nodes.enter, heaviest)
+    arguments: tuple[Argument, ...] = (*tour, parent, nodes.size, nodes.enter, heaviest)
     _launch("measure_subtrees", num_arcs, *arguments, num_arcs)
     arguments = (nodes.label, nodes.chosen, nodes.first_arc, nodes.end_arc)
     arguments += (tour.num_from_splitter, parent, nodes.size, nodes.enter, nodes.tree_size)
@@ -163,7 +165,7 @@ def _order(tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor, order: Te
     r"""Every node's place: the sum of the distances to the parent on the way from its root."""
     num_arcs, num_nodes = tour.arc_key.size(0), parent.size(0)
     light_size, offset = nodes.link.new_empty(num_arcs), nodes.link.new_empty(2 * num_nodes)
-    arguments = (tour.arc_key, parent, nodes.size, heaviest, light_size)
+    arguments: tuple[Argument, ...] = (tour.arc_key, parent, nodes.size, heaviest, light_size)
     _launch("weigh_light_arcs", num_arcs, *arguments, num_arcs)
     num_light = light_size.cumsum(0, dtype=torch.int32)
     end_of_trees = nodes.tree_size.cumsum(0, dtype=torch.int32)

@@ -54,18 +54,18 @@ def selective_tree_scan_cpu(
     direction: str,
     transition_delta: Tensor | None,
 ) -> Tensor:
-    forest = walk(forest)
+    walked = walk(forest)
     operands = _flat_operands(u, delta, A, B, C, D, transition_delta)
     sizes = u.size(1), A.size(1)
     y = torch.empty(u.shape, dtype=u.dtype)
-    num_units = forest.num_segments * _num_blocks(u.size(1))
+    num_units = walked.num_segments * _num_blocks(u.size(1))
     if direction == "both":
-        run_in_chunks(_both, num_units, forest, sizes, operands, flat(y))
+        run_in_chunks(_both, num_units, walked, sizes, operands, flat(y))
     else:
         kernel = _up if direction == "up" else _down
-        slots = np.full(u.size(0), -1, forest.above.dtype)
-        num_slots = _assign_slots(forest, slots)
-        run_in_chunks(kernel, num_units, forest, slots, num_slots, sizes, operands, flat(y))
+        slots = np.full(u.size(0), -1, walked.above.dtype)
+        num_slots = _assign_slots(walked, slots)
+        run_in_chunks(kernel, num_units, walked, slots, num_slots, sizes, operands, flat(y))
     return y
 
 
@@ -81,23 +81,23 @@ def selective_tree_scan_backward_cpu(
     direction: str,
     transition_delta: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    forest = walk(forest)
+    walked = walk(forest)
     operands = _flat_operands(u, delta, A, B, C, D, transition_delta)
     (num_nodes, channels), state_size = u.shape, A.size(1)
     num_blocks = _num_blocks(channels)
     grad_u, grad_delta, grad_step = (torch.zeros(u.shape, dtype=u.dtype) for _ in range(3))
     # Sums over nodes are taken per segment and sums over channels per block, then added up in a
     # fixed sequence.
-    grad_A = torch.zeros(forest.num_segments, state_size, channels, dtype=u.dtype)
-    grad_D = torch.zeros(forest.num_segments, channels, dtype=u.dtype)
+    grad_A = torch.zeros(walked.num_segments, state_size, channels, dtype=u.dtype)
+    grad_D = torch.zeros(walked.num_segments, channels, dtype=u.dtype)
     grad_B, grad_C = (
         torch.zeros(num_blocks, num_nodes, state_size, dtype=u.dtype) for _ in range(2)
     )
     grads = (grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C, grad_D)
     run_in_chunks(
         _backward,
-        forest.num_segments * num_blocks,
-        forest,
+        walked.num_segments * num_blocks,
+        walked,
         DIRECTIONS[direction],
         (channels, state_size),
         operands,

@@ -36,7 +36,7 @@ def selective_tree_scan_cuda(
     xi = torch.empty_like(y) if direction == "both" else None
     macros = {
         "STATES_PER_WALK": states_per_walk,
-        "HAS_CHUNKS": int(_has_chunks(*inputs[3:5], states_per_walk)),
+        "HAS_CHUNKS": int(_has_chunks(inputs[3], inputs[4], states_per_walk)),
         "GROUP_SIZE": 1,
     }
     walks = _walks(u, A, forest, direction, is_backward=False, macros=macros)
@@ -98,8 +98,8 @@ def selective_tree_scan_backward_cuda(
 
 def _inputs(u, delta, A, B, C, D, transition_delta, grad) -> tuple:
     r"""What the kernels read, in the sequence in which they take it."""
-    tensors = (u, delta, transition_delta, B, C, grad, A, D)
-    tensors = tuple(value if value is None else value.contiguous() for value in tensors)
+    operands = (u, delta, transition_delta, B, C, grad, A, D)
+    tensors = tuple(value if value is None else value.contiguous() for value in operands)
     return (*tensors, *A.shape)
 
 
