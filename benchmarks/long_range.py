@@ -53,9 +53,9 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "ring": Task(RingTransfer, (5, 10, 20, 35, 50), 500, 500, lambda distance: distance),
-    "crossed ring": Task(CrossedRing, (5, 10, 20, 35, 50), 500, 500, lambda distance: distance),
-    "clique path": Task(CliquePath, (5, 10, 20, 35), 500, 500, lambda distance: distance),
+    "ring": Task(RingTransfer, (5, 10, 20, 35, 50), 500, 1000, lambda distance: distance),
+    "crossed ring": Task(CrossedRing, (5, 10, 20, 35, 50), 500, 1000, lambda distance: distance),
+    "clique path": Task(CliquePath, (5, 10, 20, 35), 500, 1000, lambda distance: distance),
     # One layer more, as in the paper of the task.
     "tree": Task(TreeNeighborsMatch, (2, 3, 4, 5, 6, 7), 20_000, 4000, lambda depth: depth + 1),
 }
