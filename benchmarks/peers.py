@@ -31,8 +31,12 @@ def gin(channels: int) -> GINConv:
     return GINConv(nn.Sequential(*widths), train_eps=True)
 
 
-def residual(conv: nn.Module, channels: int) -> DeepGCNLayer:
-    return DeepGCNLayer(conv, LayerNorm(channels, mode="node"), nn.ReLU(), block="res+")
+def residual(conv: nn.Module, channels: int, act: nn.Module | None = None) -> DeepGCNLayer:
+    return DeepGCNLayer(conv, LayerNorm(channels, mode="node"), act, block="res+")
+
+
+def activated(conv: nn.Module, channels: int) -> DeepGCNLayer:
+    return residual(conv, channels, nn.ReLU())
 
 
 class Model(NamedTuple):
@@ -43,14 +47,17 @@ class Model(NamedTuple):
 
 OURS = "TreeSSMConv"
 MODELS = {
-    OURS: Model(lambda width: residual(TreeSSMConv(width, width), width), hears_all=True),
-    "GCN": Model(lambda width: residual(GCNConv(width, width), width)),
-    "GAT": Model(lambda width: residual(GATConv(width, width), width)),
-    "GIN": Model(lambda width: residual(gin(width), width)),
-    "SAGE": Model(lambda width: residual(SAGEConv(width, width), width)),
+    # It has activations of its own. Four states, because one has to tell what to hear from what.
+    OURS: Model(
+        lambda width: residual(TreeSSMConv(width, width, state_size=4), width), hears_all=True
+    ),
+    "GCN": Model(lambda width: activated(GCNConv(width, width), width)),
+    "GAT": Model(lambda width: activated(GATConv(width, width), width)),
+    "GIN": Model(lambda width: activated(gin(width), width)),
+    "SAGE": Model(lambda width: activated(SAGEConv(width, width), width)),
     "GPS": Model(lambda width: GPSConv(width, gin(width), norm="layer_norm"), hears_all=True),
     "GIN + virtual node": Model(
-        lambda width: residual(gin(width), width), hears_all=True, transform=VirtualNode()
+        lambda width: activated(gin(width), width), hears_all=True, transform=VirtualNode()
     ),
 }
 
