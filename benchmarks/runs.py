@@ -15,13 +15,13 @@ def complete(path: Path, machine: dict, wanted: list[dict], run: Callable[..., d
     lacked. A run holds the entries of its key.
     """
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    for key in tqdm([key for key in wanted if not is_among(key, runs)], desc="runs"):
+    for key in tqdm([key for key in wanted if not _is_among(key, runs)], desc="runs"):
         runs.append(run(**key))
         _write(path, machine, runs)
     return runs
 
 
-def is_among(key: dict, runs: list[dict]) -> bool:
+def _is_among(key: dict, runs: list[dict]) -> bool:
     return any(all(run[name] == value for name, value in key.items()) for run in runs)
 
 
@@ -36,6 +36,14 @@ def spread(values: list[float], form: str) -> str:
     """Mean and standard deviation, with the decimals of `form`."""
     deviation = stdev(values) if len(values) > 1 else math.nan
     return f"{mean(values):{form}} ± {deviation:{form.lstrip('+')}}"
+
+
+def gains(runs: list[dict], reference: list[dict]) -> list[float]:
+    """Points by which runs are above the reference's run of the same seed, where it has one."""
+    accuracy = {run["seed"]: run["accuracy"] for run in reference}
+    return [
+        100 * (run["accuracy"] - accuracy[run["seed"]]) for run in runs if run["seed"] in accuracy
+    ]
 
 
 def draw_scores(ax, row: int, scores: list[float], is_reference: bool) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from benchmarks.report import machine_lines
-from benchmarks.runs import complete, draw_scores, spread
+from benchmarks.runs import complete, draw_scores, gains, spread
 from groot_graph import Forest
 from groot_graph.models.grootl import GrootLConfig, GrootLForCausalLM, GrootLMixer
 from groot_graph.models.text_tree import ContextTree, TextLayout
@@ -288,15 +288,11 @@ SEEN = ("neighbors", "same_kind")
 def line(found: list[dict], runs: list[dict]) -> str:
     """The runs of one task and variant."""
     task, variant = found[0]["task"], found[0]["variant"]
-    chain = {
-        run["seed"]: run["accuracy"]
-        for run in runs
-        if run["task"] == task and run["variant"] == CHAIN
-    }
+    chain = [run for run in runs if (run["task"], run["variant"]) == (task, CHAIN)]
     scores = [100 * run["accuracy"] for run in found]
-    gains = [100 * (run["accuracy"] - chain[run["seed"]]) for run in found if run["seed"] in chain]
+    points = gains(found, chain)
     sizes = "/".join(sorted({f"{run['num_parameters']:,}" for run in found}))
-    against = "" if variant == CHAIN or not gains else spread(gains, "+.1f")
+    against = "" if variant == CHAIN or not points else spread(points, "+.1f")
     seen = [
         f"{100 * mean(run[name] for run in found):.0f}" if name in found[0] else "" for name in SEEN
     ]

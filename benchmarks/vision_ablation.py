@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from benchmarks.report import machine_lines
-from benchmarks.runs import complete, draw_scores, spread
+from benchmarks.runs import complete, draw_scores, gains, spread
 from groot_graph import Forest, root_forest
 from groot_graph.models.grootv import GridTreeSSM, GrootVBlock, convolve, grid_edges
 from groot_graph.transforms.image_to_graph import raster_edge_index
@@ -182,19 +182,15 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def table(machine: dict, runs: list[dict]) -> str:
     """Held-out accuracy, and its difference to the tree's of the same seed, as Markdown."""
-    reference = {run["seed"]: run["accuracy"] for run in runs if run["variant"] == TREE}
+    reference = [run for run in runs if run["variant"] == TREE]
     lines = [
         "| variant | held-out accuracy, % | against the tree, points | seeds | parameters |",
         "| --- | --- | --- | --- | --- |",
     ]
     for variant, found in by_variant(runs).items():
         scores = [100 * run["accuracy"] for run in found]
-        gains = [
-            100 * (run["accuracy"] - reference[run["seed"]])
-            for run in found
-            if run["seed"] in reference
-        ]
-        against = "" if variant == TREE or not gains else spread(gains, "+.2f")
+        points = gains(found, reference)
+        against = "" if variant == TREE or not points else spread(points, "+.2f")
         sizes = "/".join(sorted({f"{run['num_parameters']:,}" for run in found}))
         cells = variant, spread(scores, ".2f"), against, str(len(found)), sizes
         lines.append(f"| {' | '.join(cells)} |")

@@ -73,7 +73,7 @@ def whose_threads(request, monkeypatch):
 
 @pytest.fixture
 def expected(whose_threads):
-    """What this process computes, its thread pool in use."""
+    """What this process computes, its threads in use."""
     torch.set_num_threads(2)
     return [whole_chain(seed) for seed in SEEDS]
 
@@ -212,6 +212,14 @@ def test_no_more_chunks_run_at_once_than_threads_are_set(num_threads):
 
     run_in_chunks(kernel, 40)
     assert max(at_once) <= num_threads
+
+
+def test_the_caller_does_what_the_team_has_left(monkeypatch):
+    torch.set_num_threads(2)
+    monkeypatch.setattr(threads, "_team", lambda region, *arguments: None)
+    done = []
+    run_in_chunks(lambda first, last: done.extend(range(first, last)), 40)
+    assert done == list(range(40))
 
 
 def test_two_threads_run_at_once():
