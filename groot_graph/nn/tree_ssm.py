@@ -115,15 +115,15 @@ class TreeSSM(torch.nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module, :math:`\mathbf{\Delta}` as in Mamba:
-        log-uniform between `dt_min` and `dt_max`.
+        log-uniform between `dt_min` and `dt_max`. :math:`\mathbf{A}` is :math:`-1` for every state:
+        with Mamba's :math:`-1, -2, \ldots` the later states forget within a few edges.
         """
         self.x_proj.reset_parameters()
         torch.nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         log_dt = torch.empty_like(self.dt_proj.bias)
         log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max))
         self.dt_proj.bias.copy_(_inverse_softplus(log_dt.exp().clamp(min=self.dt_init_floor)))
-        states = torch.arange(1, self.state_size + 1, device=self.A_log.device)
-        self.A_log.copy_(states.log().expand_as(self.A_log))
+        self.A_log.zero_()
         self.D.fill_(1.0)
         if self.state_norm is not None:
             self.state_norm.reset_parameters()

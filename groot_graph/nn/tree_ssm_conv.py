@@ -45,8 +45,9 @@ class TreeSSMConv(MessagePassing):
         \mathrm{mix}(\mathbf{U}, \mathcal{E})_i = \mathbf{w}_0 \odot \mathbf{u}_i + \mathbf{w}_1
         \odot \bigoplus_{j \in \mathcal{N}(i)} \mathbf{u}_j + \mathbf{b},
 
-    :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the features, without a
-    gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
+    and begins as the identity, :math:`\mathbf{w}_0 = \mathbf{1}` and :math:`\mathbf{w}_1 =
+    \mathbf{b} = \mathbf{0}`. :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the
+    features, without a gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
@@ -134,17 +135,17 @@ class TreeSSMConv(MessagePassing):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        r"""Resets all learnable parameters of the module."""
+        r"""Resets all learnable parameters of the module, the mix to the identity."""
         super().reset_parameters()
         self.in_proj.reset_parameters()
         self.ssm.reset_parameters()
         self.out_norm.reset_parameters()
         self.out_proj.reset_parameters()
         if self.aggr_module is not None:
-            # The bound of a depthwise convolution with one tap per addend.
-            bound = (1 + self.weight_neighbor.size(0)) ** -0.5
-            for parameter in (self.weight_self, self.weight_neighbor, self.bias_mix):
-                torch.nn.init.uniform_(parameter, -bound, bound)
+            # The identity: random weights drown what a node holds, and what has to travel with it.
+            torch.nn.init.ones_(self.weight_self)
+            torch.nn.init.zeros_(self.weight_neighbor)
+            torch.nn.init.zeros_(self.bias_mix)
 
     def forward(
         self,

@@ -92,6 +92,16 @@ def test_reset_parameters_follows_the_seed(aggr):
         assert value.equal(first[name]), name
 
 
+@pytest.mark.parametrize("aggr", ["mean", "max", ["mean", "max"]], ids=str)
+def test_mix_begins_as_the_identity(aggr):
+    torch.manual_seed(0)
+    conv = TreeSSMConv(5, 7, aggr=aggr)
+    torch.manual_seed(0)
+    without = TreeSSMConv(5, 7, aggr=None)
+    x, edge_index = torch.randn(17, 5), random_graph(17, 60)
+    assert_close(conv(x, edge_index), without(x, edge_index))
+
+
 def test_training_follows_the_seed():
     def train():
         torch.manual_seed(3)
