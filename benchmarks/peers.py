@@ -47,9 +47,9 @@ class Model(NamedTuple):
 
 OURS = "TreeSSMConv"
 MODELS = {
-    # It has activations of its own. Four states, because one has to tell what to hear from what.
+    # It has activations of its own. A node asks with as many numbers as there are states.
     OURS: Model(
-        lambda width: residual(TreeSSMConv(width, width, state_size=4), width), hears_all=True
+        lambda width: residual(TreeSSMConv(width, width, state_size=16), width), hears_all=True
     ),
     "GCN": Model(lambda width: activated(GCNConv(width, width), width)),
     "GAT": Model(lambda width: activated(GATConv(width, width), width)),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Parameter
+from torch_geometric import is_compiling
 
 from groot_graph.forest import Forest
 from groot_graph.nn.checks import check_dt_rank, check_features
@@ -17,6 +18,7 @@ from groot_graph.ops.checks import (
     check_positive_int,
 )
 
+elements_in_cache = 2**20  # of a CPU
 # u, delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -192,12 +194,24 @@ class TreeSSM(torch.nn.Module):
         forest: Forest,
         norm: LayerNorm,
     ) -> Tensor:
-        x = (delta * u).unsqueeze(1) * B.unsqueeze(2)  # [num_nodes, state_size, channels]
-        transition = (delta.unsqueeze(1) * A.t()).exp()
-        h = tree_scan(x.flatten(1), transition.flatten(1), forest, self.direction).view_as(x)
-        weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
-        h = F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps)
-        return (h * C.unsqueeze(2)).sum(dim=1) + D * u
+        drive, y = delta * u, D * u
+        for A_part, B_part, C_part in zip(*self._parts(A, B, C), strict=True):
+            x = drive.unsqueeze(1) * B_part.unsqueeze(2)  # [num_nodes, states, channels]
+            transition = (delta.unsqueeze(1) * A_part.t()).exp()
+            h = tree_scan(x.flatten(1), transition.flatten(1), forest, self.direction).view_as(x)
+            weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
+            h = F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps)
+            y = y + (h * C_part.unsqueeze(2)).sum(dim=1)
+        return y
+
+    def _parts(self, A: Tensor, B: Tensor, C: Tensor) -> list[tuple[Tensor, ...]]:
+        r"""The states in parts, which do not depend on each other; on a CPU as many at once as its
+        cache holds.
+        """
+        size = self.state_size
+        if A.device.type == "cpu" and not is_compiling():
+            size = min(size, max(1, elements_in_cache // max(1, B.size(0) * self.channels)))
+        return [operand.split(size, dim=1) for operand in (A, B, C)]
 
     def __repr__(self) -> str:
         return (

@@ -65,10 +65,14 @@ def test_repr():
     assert str(TreeSSM(16)) == "TreeSSM(16, state_size=1, direction=both)"
 
 
+@pytest.mark.parametrize("elements", [2**20, 27], ids=["all_at_once", "in_parts"])
 @STATE_NORM
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kind,num_nodes,channels,state_size", SHAPES)
-def test_same_as_plain_loop(kind, num_nodes, channels, state_size, direction, state_norm):
+def test_same_as_plain_loop(
+    kind, num_nodes, channels, state_size, direction, state_norm, elements, monkeypatch
+):
+    monkeypatch.setattr(groot_graph.nn.tree_ssm, "elements_in_cache", elements)
     ssm = TreeSSM(channels, state_size, direction=direction, state_norm=state_norm)
     ssm = perturbed(ssm.double())
     forest = make_forest(kind, num_nodes)
