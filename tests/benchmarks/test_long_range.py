@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from benchmarks import long_range
+from benchmarks import long_range, training
 from benchmarks.long_range import (
     TASKS,
     accuracy,
@@ -82,10 +82,20 @@ def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
     torch.manual_seed(0)
     train, validation, test = make_sets("ring", 5, 0)
     network = make_network(OURS, "ring", 5, train)
-    found = fit(network, train, validation, 150, 3e-3, "")
+    found = fit(network, train, validation, 600, 1e-3, 5, "")
     assert found["validation"] == accuracy(network, validation) == 1
     assert accuracy(network, test) == 1
-    assert found["steps_taken"] <= 150
+    assert found["steps_taken"] < found["steps_in_all"] < 600
+
+
+@pytest.mark.parametrize("margin,steps_in_all", [(0.9, 3), (-1.0, 6)])
+def test_a_run_at_chance_is_given_up_half_way(margin, steps_in_all, small, monkeypatch):
+    monkeypatch.setattr(training, "steps_per_check", 1)
+    monkeypatch.setattr(training, "margin", margin)
+    monkeypatch.setattr(training, "checks_to_stop", 9)
+    train, validation, _ = make_sets("ring", 5, 0)
+    network = make_network("GCN", "ring", 5, train)
+    assert fit(network, train, validation, 6, 1e-3, 5, "")["steps_in_all"] == steps_in_all
 
 
 def test_same_seed_same_run(small):
