@@ -29,10 +29,11 @@ from benchmarks.machine import describe
 from benchmarks.peers import MODELS, at_graph, at_nodes, make_network, num_parameters
 from benchmarks.report import machine_lines
 from benchmarks.runs import complete, spread
-from benchmarks.training import accuracy, fit, learning_rates, with_best_rate
+from benchmarks.training import accuracy, fit, learning_rates, make_loader, with_best_rate
 from groot_graph.transforms import PointsToGraph
 
 num_layers = 3
+batch_size = 32
 num_neighbors = 8
 num_superpixels = 75
 num_labeled = {"digits": 10, "tumors": 10, "karate club": 1}  # nodes per class
@@ -149,7 +150,15 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
     answer_at = TASKS[task].answer_at
     network = make_network(model, train[0], num_classes, num_layers, answer_at)
     title = f"{model}, {task}, seed {seed}, learning rate {learning_rate:g}"
-    fitted = fit(network, train, validation, steps, learning_rate, num_classes, title)
+    fitted = fit(
+        network,
+        make_loader(train, batch_size),
+        validation,
+        steps,
+        learning_rate,
+        num_classes,
+        title,
+    )
     return {
         "task": task,
         "model": model,

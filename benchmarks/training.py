@@ -13,16 +13,19 @@ from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 learning_rates = (3e-4, 1e-3, 3e-3)  # at the start, falling to zero along a cosine
-batch_size = 32
 clip = 1.0  # of the gradient's norm
 steps_per_check = 50  # between two looks at the validation set
 checks_to_stop = 2  # in a row without a wrong answer
 margin = 0.1  # over chance, which has to be seen within half of the steps
 
 
+def make_loader(train: Dataset | list[Data], batch_size: int) -> DataLoader:
+    return DataLoader(train, batch_size, shuffle=True, drop_last=len(train) >= batch_size)
+
+
 def fit(
     network: nn.Module,
-    train: Dataset | list[Data],
+    train: DataLoader,
     validation: Dataset | list[Data],
     steps: int,
     learning_rate: float,
@@ -58,11 +61,9 @@ def fit(
     return {**best, "steps_in_all": step, "step_seconds": median(seconds)}
 
 
-def _batches(train: Dataset | list[Data], steps: int) -> Iterator[Batch]:
-    drop_last = len(train) >= batch_size
-    loader = DataLoader(train, batch_size, shuffle=True, drop_last=drop_last)
+def _batches(train: DataLoader, steps: int) -> Iterator[Batch]:
     while steps > 0:
-        for batch in loader:
+        for batch in train:
             if steps == 0:
                 return
             yield batch
@@ -82,7 +83,7 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batc
 @torch.no_grad()
 def accuracy(network: nn.Module, dataset: Dataset | list[Data]) -> float:
     network.eval()
-    right = [network(batch).argmax(1) == batch.y for batch in DataLoader(dataset, 2 * batch_size)]
+    right = [network(batch).argmax(1) == batch.y for batch in DataLoader(dataset, 64)]
     return torch.cat(right).float().mean().item()
 
 

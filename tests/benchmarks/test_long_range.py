@@ -13,6 +13,7 @@ from benchmarks.long_range import (
     fit,
     growth_table,
     main,
+    make_loader,
     make_network,
     make_sets,
     measure_cost,
@@ -82,7 +83,7 @@ def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
     torch.manual_seed(0)
     train, validation, test = make_sets("ring", 5, 0)
     network = make_network(OURS, "ring", 5, train)
-    found = fit(network, train, validation, 600, 1e-3, 5, "")
+    found = fit(network, make_loader(train, 16), validation, 600, 1e-3, 5, "")
     assert found["validation"] == accuracy(network, validation) == 1
     assert accuracy(network, test) == 1
     assert found["steps_taken"] < found["steps_in_all"] < 600
@@ -95,7 +96,8 @@ def test_a_run_at_chance_is_given_up_half_way(margin, steps_in_all, small, monke
     monkeypatch.setattr(training, "checks_to_stop", 9)
     train, validation, _ = make_sets("ring", 5, 0)
     network = make_network("GCN", "ring", 5, train)
-    assert fit(network, train, validation, 6, 1e-3, 5, "")["steps_in_all"] == steps_in_all
+    found = fit(network, make_loader(train, 16), validation, 6, 1e-3, 5, "")
+    assert found["steps_in_all"] == steps_in_all
 
 
 def test_same_seed_same_run(small):
