@@ -28,7 +28,9 @@ from benchmarks.peers import MODELS, OURS, budget, num_parameters
 def small(monkeypatch):
     """Tasks of seconds."""
     tasks = {
-        name: task._replace(distances=task.distances[:2], num_graphs=64, steps=2)
+        name: task._replace(
+            distances=task.distances[:2], num_graphs=task.num_graphs and 64, steps=2
+        )
         for name, task in TASKS.items()
     }
     monkeypatch.setattr(long_range, "TASKS", tasks)
@@ -77,6 +79,12 @@ def test_held_out_graphs_are_the_same_for_every_seed_and_never_trained_on(small)
         assert all(a.x.equal(b.x) for a, b in zip(one, other, strict=True))
     assert not all(a.x.equal(b.x) for a, b in zip(first[0], second[0], strict=True))
     assert not all(a.x.equal(b.x) for a, b in zip(first[1], first[2], strict=True))
+
+
+def test_on_a_ring_there_is_one_graph_per_class():
+    for dataset in make_sets("ring", 5, 0):
+        assert dataset.y.tolist() == [0, 1, 2, 3, 4]
+        assert [data.x[5].argmax().item() for data in dataset] == [0, 1, 2, 3, 4]
 
 
 def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
