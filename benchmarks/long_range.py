@@ -5,8 +5,8 @@ Layers that hear their neighbors get as many of them as the distance has edges; 
 every node get a fixed number. The learning rate is chosen on the validation set, for every model
 from the same ones; what stands in the table is measured on other graphs. On rings and cliques there
 are no others: one graph per class is all there is, every step sees them all, and what is asked is
-whether a signal gets across. A run ends early where the validation set is right as a whole, and half
-way where it never was ten points above chance.
+whether a signal gets across. A run ends early where the validation set is right as a whole, and
+half way where it never was ten points above chance.
 
 Writes every run to --json as it ends, and goes on there when it is started again; draws --plot and
 prints tables in Markdown at the end.
