@@ -60,7 +60,7 @@ TASKS = {
     "crossed ring": Task(CrossedRing, (5, 10, 20, 50), None, 2000, lambda distance: distance),
     "clique path": Task(CliquePath, (5, 10, 20), None, 2000, lambda distance: distance),
     # One layer more, as in the paper of the task.
-    "tree": Task(TreeNeighborsMatch, (2, 3, 4, 5, 6, 7), 20_000, 3000, lambda depth: depth + 1),
+    "tree": Task(TreeNeighborsMatch, (2, 3, 4, 5, 6, 7), 20_000, 2000, lambda depth: depth + 1),
 }
 
 
