@@ -265,7 +265,8 @@ def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
     found = {distance: scores for distance, scores in found.items() if scores}
     color = f"C{list(MODELS).index(model)}"
     style = {"linewidth": 3, "zorder": 3} if model == OURS else {"linewidth": 1.2}
-    ax.plot(found.keys(), map(mean, found.values()), "o-", label=model, color=color, **style)
+    means = [mean(scores) for scores in found.values()]
+    ax.plot(list(found), means, "o-", label=model, color=color, **style)
     for distance, scores in found.items():
         ax.plot([distance] * len(scores), scores, ".", color=color, alpha=0.4, markeredgewidth=0)
 

@@ -20,6 +20,7 @@ from groot_graph.ops.checks import (
 
 TREES = ("min", "max", "random")
 ROOTS = ("first", "last")
+elements_in_cache = 2**20  # of a CPU
 
 
 def unit(x: Tensor) -> Tensor:
@@ -161,6 +162,15 @@ class TreeTopology(MessagePassing):
         edge_weight = self.dissimilarity(x_i, x_j)
         check_tensor("metric(x_i, x_j)", edge_weight)
         check_shape("metric(x_i, x_j)", edge_weight, (x_i.size(0),), "[num_edges]")
+        return edge_weight
+
+    def _edge_weight_by_metric(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = self.comparable(x)
+        parts = [edge_index]
+        # A metric of the user's may compare an edge with all others.
+        if isinstance(self.metric, str) and x.device.type == "cpu" and not is_compiling():
+            parts = edge_index.split(max(1, elements_in_cache // max(1, x.size(1))), dim=1)
+        edge_weight = torch.cat([self.edge_updater(part, x=x) for part in parts])
         if not is_compiling() and values_are_checked(edge_weight.device):
             _check_not_nan(edge_weight)
         return edge_weight
@@ -173,7 +183,7 @@ class TreeTopology(MessagePassing):
         if self.tree == "random":
             return torch.rand(edge_index.size(1), device=x.device)
         if edge_weight is None:
-            edge_weight = self.edge_updater(edge_index, x=self.comparable(x))
+            edge_weight = self._edge_weight_by_metric(x, edge_index)
         if self.tree == "min":
             return edge_weight
         # Not -w, because the negation of unsigned and of the lowest signed integers overflows.
