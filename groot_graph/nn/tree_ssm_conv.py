@@ -1,10 +1,13 @@
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Parameter
+from torch.utils.checkpoint import checkpoint
+from torch_geometric import is_compiling
 from torch_geometric.nn import Aggregation, Linear, MessagePassing
 from torch_geometric.nn.aggr import MultiAggregation
 from torch_geometric.typing import Adj, OptTensor
@@ -21,6 +24,8 @@ from groot_graph.ops.checks import (
     check_positive_int,
     check_shape,
 )
+
+elements_in_part = 2**24  # of a graph whose memory counts for more than its time
 
 
 class TreeSSMConv(MessagePassing):
@@ -196,8 +201,19 @@ class TreeSSMConv(MessagePassing):
         u = F.silu(u)
         if forest is None:
             forest = self.topology(u, edge_index, edge_weight, root)
-        y = self.out_norm(self.ssm(u, forest))
-        return self.out_proj(y * F.silu(z))
+        y = self.ssm(u, forest)
+        if y.numel() > elements_in_part and y.device.type == "cpu" and not is_compiling():
+            return self._gate_in_parts(y, z)
+        return self._gate(y, z)
+
+    def _gate(self, y: Tensor, z: Tensor) -> Tensor:
+        return self.out_proj(self.out_norm(y) * F.silu(z))
+
+    def _gate_in_parts(self, y: Tensor, z: Tensor) -> Tensor:
+        r"""The same; what it holds is found again in the backward pass, part by part."""
+        size = max(1, elements_in_part // self.inner_channels)
+        gate = partial(checkpoint, self._gate, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat(list(map(gate, y.split(size), z.split(size))))
 
     def message(self, u_j: Tensor) -> Tensor:
         return u_j

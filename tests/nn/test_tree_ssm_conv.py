@@ -11,6 +11,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GPSConv, Sequential, SoftmaxAggregation, to_hetero
 from torch_geometric.utils import scatter
 
+import groot_graph
 from groot_graph.nn import TreeSSMConv, TreeTopology
 from tests.graphs import make_forest, random_graph
 from tests.nn.adjacencies import FORMS, adjacency_forms
@@ -44,6 +45,18 @@ def test_same_as_its_parts():
     y = conv.ssm(u, TreeTopology()(u, edge_index))
     y = F.layer_norm(y, (10,), conv.out_norm.weight, conv.out_norm.bias) * F.silu(z)
     assert_close(conv(x, edge_index), y @ conv.out_proj.weight.t() + conv.out_proj.bias)
+
+
+@pytest.mark.parametrize("elements", [1, 30, 169])
+def test_parts_of_a_large_graph_give_what_it_gives_as_a_whole(elements, monkeypatch):
+    conv, x = perturbed(TreeSSMConv(5, 7, expand=1.5)), torch.randn(17, 5, requires_grad=True)
+    edge_index, inputs = random_graph(17, 60), [x, *conv.parameters()]
+    whole = conv(x, edge_index)
+    monkeypatch.setattr(groot_graph.nn.tree_ssm_conv, "elements_in_part", elements)
+    parts = conv(x, edge_index)
+    assert_close(parts, whole)
+    grad = torch.randn_like(whole)
+    assert_close(torch.autograd.grad(parts, inputs, grad), torch.autograd.grad(whole, inputs, grad))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan"])
