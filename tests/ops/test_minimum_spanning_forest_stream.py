@@ -104,6 +104,8 @@ def _in_process(rank, num_processes, port, folder):
             chunks = [] if first == last else chunks_of(*part, [half, last - first - half])
             found = minimum_spanning_forest_stream(chunks, num_nodes, dist.group.WORLD)
             torch.save(found, f"{folder}/{case}-{rank}.pt")
+        # Gloo of torch 2.6 hangs where a group is destroyed that has just sent something.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
