@@ -21,9 +21,9 @@ from torch_geometric.transforms import VirtualNode
 
 from groot_graph.nn import TreeSSMConv
 
-budget = 40_000  # parameters
+budget = 150_000  # parameters
 # Layers of a model that hears every node.
-num_layers_that_hear_all = 3
+num_layers_that_hear_all = 2
 
 
 def gin(channels: int) -> GINConv:
@@ -49,7 +49,8 @@ OURS = "TreeSSMConv"
 MODELS = {
     # It has activations of its own. A node asks with as many numbers as there are states.
     OURS: Model(
-        lambda width: residual(TreeSSMConv(width, width, state_size=16), width), hears_all=True
+        lambda width: residual(TreeSSMConv(width, width, state_size=64, expand=1), width),
+        hears_all=True,
     ),
     "GCN": Model(lambda width: activated(GCNConv(width, width), width)),
     "GAT": Model(lambda width: activated(GATConv(width, width), width)),

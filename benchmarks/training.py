@@ -16,7 +16,7 @@ learning_rates = (3e-4, 1e-3, 3e-3)  # at the start, falling to zero along a cos
 clip = 1.0  # of the gradient's norm
 steps_per_check = 50  # between two looks at the validation set
 checks_to_stop = 2  # in a row without a wrong answer
-margin = 0.1  # over chance, which has to be seen within half of the steps
+margin = 0.1  # over chance, which has to be seen within a third of the steps
 
 
 def make_loader(train: Dataset | list[Data], batch_size: int) -> DataLoader:
@@ -34,8 +34,8 @@ def fit(
 ) -> dict:
     """Trains, and leaves the network with the weights that were best on the validation set.
 
-    Ends early where the validation set is right as a whole, and half way where it never was better
-    than chance by a margin.
+    Ends early where the validation set is right as a whole, and after a third of the steps where
+    it never was better than chance by a margin.
     """
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -55,7 +55,7 @@ def fit(
         right_in_a_row = right_in_a_row + 1 if found == 1 else 0
         if right_in_a_row == checks_to_stop:
             break
-        if step >= steps / 2 and best["validation"] < 1 / num_classes + margin:
+        if step >= steps / 3 and best["validation"] < 1 / num_classes + margin:
             break
     network.load_state_dict(weights)
     return {**best, "steps_in_all": step, "step_seconds": median(seconds)}

@@ -53,6 +53,8 @@ class TreeSSMConv(MessagePassing):
     and begins as the identity, :math:`\mathbf{w}_0 = \mathbf{1}` and :math:`\mathbf{w}_1 =
     \mathbf{b} = \mathbf{0}`. :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the
     features, without a gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
+    Its projections to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, so that a
+    node first hears most of the nodes that are like it.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
@@ -139,8 +141,11 @@ class TreeSSMConv(MessagePassing):
             self.bias_mix = Parameter(torch.empty(self.inner_channels))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        r"""Resets all learnable parameters of the module, the mix to the identity."""
+        r"""Resets all learnable parameters of the module, the mix to the identity and the
+        projections to :math:`\mathbf{B}` and :math:`\mathbf{C}` to the same one.
+        """
         super().reset_parameters()
         self.in_proj.reset_parameters()
         self.ssm.reset_parameters()
@@ -151,6 +156,9 @@ class TreeSSMConv(MessagePassing):
             torch.nn.init.ones_(self.weight_self)
             torch.nn.init.zeros_(self.weight_neighbor)
             torch.nn.init.zeros_(self.bias_mix)
+        # Nodes find their like sooner than with two random projections.
+        B, C = self.ssm.x_proj.weight[self.ssm.dt_rank :].chunk(2)
+        C.copy_(B)
 
     def forward(
         self,

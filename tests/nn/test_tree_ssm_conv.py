@@ -115,6 +115,18 @@ def test_mix_begins_as_the_identity(aggr):
     assert_close(conv(x, edge_index), without(x, edge_index))
 
 
+@pytest.mark.parametrize("state_size", [1, 4])
+def test_a_node_first_hears_most_of_those_like_it(state_size):
+    ssm = TreeSSMConv(5, 8, state_size, dt_rank=3).ssm
+    _, B, C = ssm.x_proj.weight.split([3, state_size, state_size])
+    assert torch.equal(B, C)
+    # Values, not a shared tensor.
+    u = torch.randn(6, 16)
+    ssm(u, make_forest("random", 6)).square().sum().backward()
+    _, B, C = ssm.x_proj.weight.grad.split([3, state_size, state_size])
+    assert not torch.equal(B, C)
+
+
 def test_training_follows_the_seed():
     def train():
         torch.manual_seed(3)
