@@ -97,8 +97,8 @@ def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
     assert found["steps_taken"] < found["steps_in_all"] < 600
 
 
-@pytest.mark.parametrize("margin,steps_in_all", [(0.9, 3), (-1.0, 6)])
-def test_a_run_at_chance_is_given_up_half_way(margin, steps_in_all, small, monkeypatch):
+@pytest.mark.parametrize("margin,steps_in_all", [(0.9, 2), (-1.0, 6)])
+def test_a_run_at_chance_is_given_up_after_a_third(margin, steps_in_all, small, monkeypatch):
     monkeypatch.setattr(training, "steps_per_check", 1)
     monkeypatch.setattr(training, "margin", margin)
     monkeypatch.setattr(training, "checks_to_stop", 9)
