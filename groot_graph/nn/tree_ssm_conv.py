@@ -240,7 +240,7 @@ class TreeSSMConv(MessagePassing):
 
     def _check_x(self, x: Tensor) -> None:
         name = self.__class__.__name__
-        if isinstance(x, tuple | list):
+        if isinstance(x, (tuple, list)):  # torch.compile of torch 2.6 knows no union here
             raise ValueError(
                 f"'{name}' does not support bipartite message passing: 'x' must be one tensor of "
                 f"shape [num_nodes, in_channels], got a {type(x).__name__} of {len(x)}. Use it on "
