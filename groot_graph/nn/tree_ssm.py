@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Parameter
-from torch_geometric import is_compiling
 
 from groot_graph.forest import Forest
 from groot_graph.nn.checks import check_dt_rank, check_features
+from groot_graph.nn.parts import num_in_cache, works_in_parts
 from groot_graph.ops import selective_tree_scan, tree_scan
 from groot_graph.ops.checks import (
     check_bool,
@@ -18,7 +18,6 @@ from groot_graph.ops.checks import (
     check_positive_int,
 )
 
-elements_in_cache = 2**20  # of a CPU
 # u, delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -209,8 +208,8 @@ class TreeSSM(torch.nn.Module):
         cache holds.
         """
         size = self.state_size
-        if A.device.type == "cpu" and not is_compiling():
-            size = min(size, max(1, elements_in_cache // max(1, B.size(0) * self.channels)))
+        if works_in_parts(B):
+            size = min(size, num_in_cache(B.size(0) * self.channels))
         return [operand.split(size, dim=1) for operand in (A, B, C)]
 
     def __repr__(self) -> str:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Parameter
 from torch.utils.checkpoint import checkpoint
-from torch_geometric import is_compiling
 from torch_geometric.nn import Aggregation, Linear, MessagePassing
 from torch_geometric.nn.aggr import MultiAggregation
 from torch_geometric.typing import Adj, OptTensor
@@ -15,6 +14,7 @@ from torch_geometric.typing import Adj, OptTensor
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
 from groot_graph.nn.checks import check_dt_rank, check_features
+from groot_graph.nn.parts import works_in_parts
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import TreeTopology
 from groot_graph.ops.checks import (
@@ -210,7 +210,7 @@ class TreeSSMConv(MessagePassing):
         if forest is None:
             forest = self.topology(u, edge_index, edge_weight, root)
         y = self.ssm(u, forest)
-        if y.numel() > elements_in_part and y.device.type == "cpu" and not is_compiling():
+        if y.numel() > elements_in_part and works_in_parts(y):
             return self._gate_in_parts(y, z)
         return self._gate(y, z)
 

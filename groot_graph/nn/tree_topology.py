@@ -9,6 +9,7 @@ from torch_geometric.typing import Adj, OptTensor
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
 from groot_graph.nn.checks import check_features
+from groot_graph.nn.parts import num_in_cache, works_in_parts
 from groot_graph.ops import minimum_spanning_forest, root_forest
 from groot_graph.ops.checks import (
     check_choice,
@@ -20,7 +21,6 @@ from groot_graph.ops.checks import (
 
 TREES = ("min", "max", "random")
 ROOTS = ("first", "last")
-elements_in_cache = 2**20  # of a CPU
 
 
 def unit(x: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ class TreeTopology(MessagePassing):
         x = self.comparable(x)
         parts = [edge_index]
         # A metric of the user's may compare an edge with all others.
-        if isinstance(self.metric, str) and x.device.type == "cpu" and not is_compiling():
-            parts = edge_index.split(max(1, elements_in_cache // max(1, x.size(1))), dim=1)
+        if isinstance(self.metric, str) and works_in_parts(x):
+            parts = edge_index.split(num_in_cache(x.size(1)), dim=1)
         edge_weight = torch.cat([self.edge_updater(part, x=x) for part in parts])
         if not is_compiling() and values_are_checked(edge_weight.device):
             _check_not_nan(edge_weight)

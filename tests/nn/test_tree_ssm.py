@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+import groot_graph.nn.parts
 import groot_graph.nn.tree_ssm
 from groot_graph import Forest
 from groot_graph.nn import TreeSSM
@@ -72,7 +73,7 @@ def test_repr():
 def test_same_as_plain_loop(
     kind, num_nodes, channels, state_size, direction, state_norm, elements, monkeypatch
 ):
-    monkeypatch.setattr(groot_graph.nn.tree_ssm, "elements_in_cache", elements)
+    monkeypatch.setattr(groot_graph.nn.parts, "elements_in_cache", elements)
     ssm = TreeSSM(channels, state_size, direction=direction, state_norm=state_norm)
     ssm = perturbed(ssm.double())
     forest = make_forest(kind, num_nodes)

@@ -7,6 +7,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch_geometric.data import Batch, Data
 
+import groot_graph.nn.parts
 from groot_graph import Forest, minimum_spanning_forest
 from groot_graph.nn import TreeTopology
 from tests.graphs import random_graph
@@ -67,6 +68,15 @@ def test_same_forest_as_scipy(metric, tree, sign, num_nodes, num_edges, channels
     edge_index = random_graph(num_nodes, num_edges, seed=1)
     forest = TreeTopology(metric, tree)(x, edge_index)
     assert edges_of(forest) == scipy_forest(x, edge_index, METRICS[metric], sign)
+
+
+@pytest.mark.parametrize("elements", [1, 35, 299])
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
+def test_the_metric_in_parts_gives_the_same_forest(metric, elements, monkeypatch):
+    x, edge_index = torch.randn(17, 5), random_graph(17, 60)
+    forest = TreeTopology(metric)(x, edge_index)
+    monkeypatch.setattr(groot_graph.nn.parts, "elements_in_cache", elements)
+    assert TreeTopology(metric)(x, edge_index).parent.equal(forest.parent)
 
 
 @pytest.mark.parametrize("form", FORMS)
