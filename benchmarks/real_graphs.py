@@ -150,15 +150,8 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
     answer_at = TASKS[task].answer_at
     network = make_network(model, train[0], num_classes, num_layers, answer_at)
     title = f"{model}, {task}, seed {seed}, learning rate {learning_rate:g}"
-    fitted = fit(
-        network,
-        make_loader(train, batch_size),
-        validation,
-        steps,
-        learning_rate,
-        num_classes,
-        title,
-    )
+    loader = make_loader(train, batch_size)
+    fitted = fit(network, loader, validation, steps, learning_rate, num_classes, title)
     return {
         "task": task,
         "model": model,

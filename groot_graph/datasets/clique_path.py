@@ -1,6 +1,6 @@
 import torch
+from torch import Tensor
 
-from groot_graph.datasets.ring_transfer import check_distance
 from groot_graph.datasets.transfer import TransferDataset
 
 
@@ -38,19 +38,12 @@ class CliquePath(TransferDataset):
         Data(x=[8, 5], edge_index=[2, 20], y=[1], root_index=[1])
     """
 
-    def __init__(
-        self,
-        distance: int,
-        num_graphs: int = 1000,
-        num_classes: int = 5,
-        seed: int = 0,
-        transform=None,
-    ):
-        check_distance(distance, 3)
+    least_distance = 3
+
+    @staticmethod
+    def layout(distance: int) -> tuple[Tensor, int, int]:
         half = distance - 1
         clique = torch.combinations(torch.arange(half), 2).t()
         path = torch.arange(half - 1, 2 * half - 1)
         edge_index = torch.cat([clique, torch.stack([path, path + 1])], dim=1)
-        super().__init__(
-            edge_index, 2 * half, 2 * half - 1, num_classes, num_graphs, seed, transform
-        )
+        return edge_index, 2 * half, 2 * half - 1

@@ -1,6 +1,7 @@
 import torch
+from torch import Tensor
 
-from groot_graph.datasets.ring_transfer import check_distance, ring_edges
+from groot_graph.datasets.ring_transfer import RingTransfer
 from groot_graph.datasets.transfer import TransferDataset
 
 
@@ -37,19 +38,10 @@ class CrossedRing(TransferDataset):
         Data(x=[8, 5], edge_index=[2, 24], y=[1], root_index=[1])
     """
 
-    def __init__(
-        self,
-        distance: int,
-        num_graphs: int = 1000,
-        num_classes: int = 5,
-        seed: int = 0,
-        transform=None,
-    ):
-        check_distance(distance)
+    @staticmethod
+    def layout(distance: int) -> tuple[Tensor, int, int]:
+        ring, num_nodes, source = RingTransfer.layout(distance)
         node = torch.arange(1, distance - 1)
-        across = 2 * distance - node
+        across = num_nodes - node
         crosses = torch.cat([torch.stack([node, across - 1]), torch.stack([node + 1, across])], 1)
-        edge_index = torch.cat([ring_edges(distance), crosses], dim=1)
-        super().__init__(
-            edge_index, 2 * distance, distance, num_classes, num_graphs, seed, transform
-        )
+        return torch.cat([ring, crosses], dim=1), num_nodes, source

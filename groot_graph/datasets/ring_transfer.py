@@ -1,13 +1,7 @@
 import torch
+from torch import Tensor
 
 from groot_graph.datasets.transfer import TransferDataset
-from groot_graph.ops.checks import check_positive_int
-
-
-def ring_edges(distance: int) -> torch.Tensor:
-    r"""The edges of a ring whose first node has its opposite at a distance."""
-    node = torch.arange(2 * distance)
-    return torch.stack([node, (node + 1) % (2 * distance)])
 
 
 class RingTransfer(TransferDataset):
@@ -42,22 +36,7 @@ class RingTransfer(TransferDataset):
         Data(x=[8, 5], edge_index=[2, 16], y=[1], root_index=[1])
     """
 
-    def __init__(
-        self,
-        distance: int,
-        num_graphs: int = 1000,
-        num_classes: int = 5,
-        seed: int = 0,
-        transform=None,
-    ):
-        check_distance(distance)
-        edge_index = ring_edges(distance)
-        super().__init__(
-            edge_index, 2 * distance, distance, num_classes, num_graphs, seed, transform
-        )
-
-
-def check_distance(distance, least: int = 2) -> None:
-    check_positive_int("distance", distance)
-    if distance < least:
-        raise ValueError(f"'distance' must be at least {least} edges, got {distance}")
+    @staticmethod
+    def layout(distance: int) -> tuple[Tensor, int, int]:
+        node = torch.arange(2 * distance)
+        return torch.stack([node, (node + 1) % (2 * distance)]), 2 * distance, distance

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
@@ -9,29 +11,40 @@ from groot_graph.transforms.utils import add_reverse_edges
 class TransferDataset(InMemoryDataset):
     r"""Base of the tasks in which one node has to say what a far one holds.
 
-    All graphs are the same but for the class, which stands as a one-hot vector at the
-    :obj:`source`. The node to answer, :attr:`Data.root_index`, has zeros, all others have ones.
+    All graphs are the same but for the class, which stands as a one-hot vector at one node. The
+    node to answer, :attr:`Data.root_index`, has zeros, all others have ones.
     """
+
+    least_distance = 2
 
     def __init__(
         self,
-        edge_index: Tensor,
-        num_nodes: int,
-        source: int,
-        num_classes: int,
-        num_graphs: int,
-        seed: int,
-        transform=None,
+        distance: int,
+        num_graphs: int = 1000,
+        num_classes: int = 5,
+        seed: int = 0,
+        transform: Callable | None = None,
     ):
-        check_positive_int("num_classes", num_classes)
+        check_positive_int("distance", distance)
+        if distance < self.least_distance:
+            raise ValueError(
+                f"'distance' must be at least {self.least_distance} edges, got {distance}"
+            )
         check_positive_int("num_graphs", num_graphs)
+        check_positive_int("num_classes", num_classes)
         super().__init__(None, transform)
+        edge_index, num_nodes, source = self.layout(distance)
+        edge_index = add_reverse_edges(edge_index)
         generator = torch.Generator().manual_seed(seed)
         y = torch.randint(num_classes, (num_graphs,), generator=generator)
-        edge_index = add_reverse_edges(edge_index)
         self.data, self.slices = self.collate(
             [_transfer_graph(edge_index, num_nodes, source, num_classes, label) for label in y]
         )
+
+    @staticmethod
+    def layout(distance: int) -> tuple[Tensor, int, int]:
+        r"""The edges, each in one direction; the number of nodes; the node that holds the class."""
+        raise NotImplementedError
 
 
 def _transfer_graph(

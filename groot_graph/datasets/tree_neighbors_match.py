@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
@@ -41,7 +43,9 @@ class TreeNeighborsMatch(InMemoryDataset):
         8
     """
 
-    def __init__(self, depth: int, num_graphs: int = 1000, seed: int = 0, transform=None):
+    def __init__(
+        self, depth: int, num_graphs: int = 1000, seed: int = 0, transform: Callable | None = None
+    ):
         check_positive_int("depth", depth)
         check_positive_int("num_graphs", num_graphs)
         super().__init__(None, transform)
