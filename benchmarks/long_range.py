@@ -15,29 +15,19 @@ prints tables in Markdown at the end.
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch_geometric.data import Batch, Dataset
+from torch_geometric.data import Dataset
 
 from benchmarks import peers
 from benchmarks.machine import describe
-from benchmarks.measure import in_fresh_process, interleave, peak_extra_memory
 from benchmarks.peers import MODELS, OURS, Network, at_root, num_parameters
 from benchmarks.report import machine_lines
-from benchmarks.runs import complete, spread
-from benchmarks.training import (
-    accuracy,
-    fit,
-    learning_rates,
-    make_loader,
-    train_step,
-    with_best_rate,
-)
+from benchmarks.runs import spread
+from benchmarks.training import accuracy, chosen, complete_cells, fit, make_loader
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 
 batch_size = 32
@@ -117,61 +107,7 @@ def run(task: str, distance: int, model: str, seed: int, steps: int, learning_ra
     }
 
 
-# What a step costs. -------------------------------------------------------------------------------
-
-
-def make_step(task: str, distance: int, model: str) -> Callable[[], Tensor]:
-    """One training step on one batch."""
-    dataset = TASKS[task].make(distance, batch_size)
-    dataset.transform = MODELS[model].transform
-    network = make_network(model, task, distance, dataset)
-    optimizer = torch.optim.Adam(network.parameters())
-    batch = Batch.from_data_list(list(dataset))
-    return partial(train_step, network, optimizer, batch)
-
-
-def measure_cost(task: str, distance: int, models: list[str], repeats: int) -> list[dict]:
-    """Time of the models' steps, taken in turns, and their peak memory."""
-    steps = {model: make_step(task, distance, model) for model in models}
-    seconds = interleave(steps, repeats)
-    return [
-        {
-            "task": task,
-            "distance": distance,
-            "model": model,
-            "seconds": median(seconds[model]),
-            "bytes": in_fresh_process(_peak_memory, task, distance, model),
-        }
-        for model in models
-    ]
-
-
-def _peak_memory(task: str, distance: int, model: str) -> int:
-    step = make_step(task, distance, model)
-    step()
-    return peak_extra_memory(step)
-
-
-def measure_growth(num_nodes: int, repeats: int) -> dict:
-    """Time of a step of our layer on one ring of so many nodes."""
-    dataset = RingTransfer(num_nodes // 2, num_graphs=1)
-    network = make_network(OURS, "ring", num_nodes // 2, dataset)
-    optimizer = torch.optim.Adam(network.parameters())
-    step = partial(train_step, network, optimizer, Batch.from_data_list([dataset[0]]))
-    return {"num_nodes": num_nodes, "seconds": median(interleave({OURS: step}, repeats)[OURS])}
-
-
 # Results. -----------------------------------------------------------------------------------------
-
-
-def chosen(runs: list[dict], task: str, distance: int, model: str) -> list[dict]:
-    return with_best_rate(
-        [
-            run
-            for run in runs
-            if (run["task"], run["distance"], run["model"]) == (task, distance, model)
-        ]
-    )
 
 
 def table(runs: list[dict], task: str) -> str:
@@ -186,7 +122,9 @@ def table(runs: list[dict], task: str) -> str:
         f"|{(len(distances) + 1) * ' --- |'}",
     ]
     for model in MODELS:
-        cells = [_cell(chosen(runs, task, distance, model)) for distance in distances]
+        cells = [
+            _cell(chosen(runs, task=task, distance=distance, model=model)) for distance in distances
+        ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     chance = [_chance(runs, task, distance) for distance in distances]
     lines.append(f"| chance | {' | '.join(chance)} |")
@@ -200,37 +138,6 @@ def _cell(found: list[dict]) -> str:
 def _chance(runs: list[dict], task: str, distance: int) -> str:
     run = next(run for run in runs if (run["task"], run["distance"]) == (task, distance))
     return f"{100 / run['num_classes']:.1f}"
-
-
-def cost_table(costs: list[dict], task: str) -> str:
-    """Milliseconds and megabytes of a step, as Markdown."""
-    found = [cost for cost in costs if cost["task"] == task]
-    distances = sorted({cost["distance"] for cost in found})
-    lines = [
-        f"| step on {task}, distance | {' | '.join(map(str, distances))} |",
-        f"|{(len(distances) + 1) * ' --- |'}",
-    ]
-    for model in MODELS:
-        cells = [
-            f"{1e3 * cost['seconds']:.0f} ms, {cost['bytes'] / 1e6:.0f} MB"
-            for distance in distances
-            for cost in found
-            if (cost["distance"], cost["model"]) == (distance, model)
-        ]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def growth_table(growth: list[dict]) -> str:
-    numbers = [f"{entry['num_nodes']:,}" for entry in growth]
-    per_node = [f"{1e9 * entry['seconds'] / entry['num_nodes']:.0f} ns" for entry in growth]
-    return "\n".join(
-        [
-            f"| {OURS}, nodes of a ring | {' | '.join(numbers)} |",
-            f"|{(len(growth) + 1) * ' --- |'}",
-            f"| step per node | {' | '.join(per_node)} |",
-        ]
-    )
 
 
 def plot(runs: list[dict], path: Path) -> None:
@@ -259,7 +166,9 @@ def plot(runs: list[dict], path: Path) -> None:
 
 def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
     found = {
-        distance: [100 * run["accuracy"] for run in chosen(runs, task, distance, model)]
+        distance: [
+            100 * run["accuracy"] for run in chosen(runs, task=task, distance=distance, model=model)
+        ]
         for distance in TASKS[task].distances
     }
     found = {distance: scores for distance, scores in found.items() if scores}
@@ -271,7 +180,7 @@ def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
         ax.plot([distance] * len(scores), scores, ".", color=color, alpha=0.4, markeredgewidth=0)
 
 
-def report(machine: dict, runs: list[dict], costs: list[dict], growth: list[dict]) -> str:
+def report(machine: dict, runs: list[dict]) -> str:
     sizes = sorted(run["num_parameters"] for run in runs)
     seconds = sum(run["seconds"] for run in runs)
     parts = [
@@ -279,8 +188,6 @@ def report(machine: dict, runs: list[dict], costs: list[dict], growth: list[dict
         f"{len(runs)} runs, {seconds / 3600:.1f} hours; {sizes[0]:,} to {sizes[-1]:,} parameters",
     ]
     parts += [table(runs, task) for task in TASKS if any(run["task"] == task for run in runs)]
-    parts += [cost_table(costs, task) for task in TASKS if any(c["task"] == task for c in costs)]
-    parts += [growth_table(growth)] if growth else []
     return "\n\n".join(parts)
 
 
@@ -291,19 +198,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
     parser.add_argument("--distance", action="append", type=int, help="only this one")
     parser.add_argument("--steps", type=int, help="per run (those of the task)")
-    parser.add_argument("--cost", action="store_true", help="measure what a step costs as well")
-    parser.add_argument("--repeats", type=int, default=7, help="of a step that is measured (7)")
     parser.add_argument("--json", type=Path, default=Path("outputs/long_range.json"))
     parser.add_argument("--plot", type=Path, default=Path("outputs/long_range.png"))
     args = parser.parse_args(argv)
-    if args.seeds < 1 or args.repeats < 1 or (args.steps is not None and args.steps < 1):
-        parser.error("--seeds, --steps and --repeats must be at least 1")
+    if args.seeds < 1 or (args.steps is not None and args.steps < 1):
+        parser.error("--seeds and --steps must be at least 1")
     return args
 
 
-def cells(args: argparse.Namespace) -> list[tuple[str, int, str]]:
+def cells(args: argparse.Namespace) -> list[dict]:
     return [
-        (task, distance, model)
+        {
+            "task": task,
+            "distance": distance,
+            "model": model,
+            "steps": args.steps or TASKS[task].steps,
+        }
         for task in args.task or TASKS
         for distance in TASKS[task].distances
         if not args.distance or distance in args.distance
@@ -311,41 +221,13 @@ def cells(args: argparse.Namespace) -> list[tuple[str, int, str]]:
     ]
 
 
-def key(cell: tuple[str, int, str], seed: int, learning_rate: float, steps: int | None) -> dict:
-    task, distance, model = cell
-    return {
-        "task": task,
-        "distance": distance,
-        "model": model,
-        "seed": seed,
-        "steps": steps or TASKS[task].steps,
-        "learning_rate": learning_rate,
-    }
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
     machine = describe("cpu")
-    todo = cells(args)
-    wanted = [key(cell, 0, rate, args.steps) for cell in todo for rate in learning_rates]
-    runs = complete(args.json, machine, wanted, run)
-    wanted = [
-        key(cell, seed, chosen(runs, *cell)[0]["learning_rate"], args.steps)
-        for seed in range(args.seeds)
-        for cell in todo
-    ]
-    runs = complete(args.json, machine, wanted, run)
-    costs, growth = [], []
-    if args.cost:
-        costs = [
-            cost
-            for task, distance in dict.fromkeys(cell[:2] for cell in todo)
-            for cost in measure_cost(task, distance, args.model or list(MODELS), args.repeats)
-        ]
-        growth = [measure_growth(10**digits, args.repeats) for digits in range(3, 7)]
+    runs = complete_cells(args.json, machine, cells(args), args.seeds, run)
     plot(runs, args.plot)
-    print(report(machine, runs, costs, growth))
+    print(report(machine, runs))
     return runs
 
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from benchmarks.machine import describe
 from benchmarks.peers import MODELS, at_graph, at_nodes, make_network, num_parameters
 from benchmarks.report import machine_lines
-from benchmarks.runs import complete, spread
-from benchmarks.training import accuracy, fit, learning_rates, make_loader, with_best_rate
+from benchmarks.runs import spread
+from benchmarks.training import accuracy, chosen, complete_cells, fit, make_loader
 from groot_graph.transforms import PointsToGraph
 
 num_layers = 3
@@ -165,10 +165,6 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
     }
 
 
-def chosen(runs: list[dict], task: str, model: str) -> list[dict]:
-    return with_best_rate([run for run in runs if (run["task"], run["model"]) == (task, model)])
-
-
 def table(machine: dict, runs: list[dict]) -> str:
     """Right answers in percent, as Markdown."""
     tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
@@ -182,7 +178,7 @@ def table(machine: dict, runs: list[dict]) -> str:
         f"|{(len(tasks) + 1) * ' --- |'}",
     ]
     for model in MODELS:
-        found = [chosen(runs, task, model) for task in tasks]
+        found = [chosen(runs, task=task, model=model) for task in tasks]
         cells = [
             spread([100 * run["accuracy"] for run in part], ".1f") if part else "" for part in found
         ]
@@ -203,29 +199,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def key(task: str, model: str, seed: int, learning_rate: float, steps: int | None) -> dict:
-    return {
-        "task": task,
-        "model": model,
-        "seed": seed,
-        "steps": steps or TASKS[task].steps,
-        "learning_rate": learning_rate,
-    }
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
     machine = describe("cpu")
-    cells = [(task, model) for task in args.task or TASKS for model in args.model or MODELS]
-    wanted = [key(*cell, 0, rate, args.steps) for cell in cells for rate in learning_rates]
-    runs = complete(args.json, machine, wanted, run)
-    wanted = [
-        key(*cell, seed, chosen(runs, *cell)[0]["learning_rate"], args.steps)
-        for seed in range(args.seeds)
-        for cell in cells
+    cells = [
+        {"task": task, "model": model, "steps": args.steps or TASKS[task].steps}
+        for task in args.task or TASKS
+        for model in args.model or MODELS
     ]
-    runs = complete(args.json, machine, wanted, run)
+    runs = complete_cells(args.json, machine, cells, args.seeds, run)
     print(table(machine, runs))
     return runs
 

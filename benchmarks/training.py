@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data, Dataset
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
+
+from benchmarks.runs import complete
 
 learning_rates = (3e-4, 1e-3, 3e-3)  # at the start, falling to zero along a cosine
 clip = 1.0  # of the gradient's norm
@@ -87,10 +90,30 @@ def accuracy(network: nn.Module, dataset: Dataset | list[Data]) -> float:
     return torch.cat(right).float().mean().item()
 
 
-def with_best_rate(runs: list[dict]) -> list[dict]:
-    """The runs with the learning rate that was best on the validation set of the first seed; the
-    fewest steps decide among equals.
+def complete_cells(
+    path: Path, machine: dict, cells: list[dict], seeds: int, run: Callable[..., dict]
+) -> list[dict]:
+    """All runs in the file at `path`, with those of every cell of a table: the first seed's with
+    every learning rate, the others' with the best one.
     """
+    wanted = [
+        {**cell, "seed": 0, "learning_rate": rate} for cell in cells for rate in learning_rates
+    ]
+    runs = complete(path, machine, wanted, run)
+    rates = [chosen(runs, **cell)[0]["learning_rate"] for cell in cells]
+    wanted = [
+        {**cell, "seed": seed, "learning_rate": rate}
+        for seed in range(seeds)
+        for cell, rate in zip(cells, rates, strict=True)
+    ]
+    return complete(path, machine, wanted, run)
+
+
+def chosen(runs: list[dict], **cell) -> list[dict]:
+    """A cell's runs with the learning rate that was best on the validation set of the first seed;
+    the fewest steps decide among equals.
+    """
+    runs = [run for run in runs if all(run[name] == value for name, value in cell.items())]
     first = [run for run in runs if run["seed"] == 0]
     if not first:
         return []

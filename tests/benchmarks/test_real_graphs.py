@@ -7,6 +7,7 @@ import torch
 from benchmarks import real_graphs
 from benchmarks.peers import MODELS, budget
 from benchmarks.real_graphs import TASKS, main, run, superpixel_graph
+from benchmarks.training import learning_rates
 
 NODE_TASKS = ("digits", "tumors", "karate club")
 
@@ -61,7 +62,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys)
     options = ["--task", "karate club", "--model", "GCN", "--seeds", "2", "--steps", "2"]
     options += ["--json", str(tmp_path / "runs.json")]
     runs = main(options)
-    assert len(runs) == len(real_graphs.learning_rates) + 1
+    assert len(runs) == len(learning_rates) + 1
     assert json.loads((tmp_path / "runs.json").read_text())["runs"] == runs
     assert "| right answers, % | karate club |" in capsys.readouterr().out
     monkeypatch.setattr(real_graphs, "run", None)  # would fail if it were called
