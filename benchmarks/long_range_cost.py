@@ -1,7 +1,7 @@
 r"""``python -m benchmarks.long_range_cost``: what a step of benchmarks.long_range costs.
 
-Time and peak extra memory of a training step on 32 graphs, the networks in turns; time per node of a
-step of ours on rings of a thousand to a million nodes.
+Time and peak extra memory of a training step on 32 graphs, the networks in turns; and the time per
+node of a step of ours on rings of a thousand to a million nodes.
 """
 
 import argparse
