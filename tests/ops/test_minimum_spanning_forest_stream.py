@@ -1,4 +1,6 @@
+import re
 import socket
+import weakref
 
 import pytest
 import torch
@@ -73,16 +75,35 @@ def test_no_more_than_forest_and_chunks_is_held(monkeypatch):
     assert len(sizes) <= 3000 / num_nodes + 1
 
 
-def test_chunks_are_read_one_after_the_other():
-    read = []
+def test_chunks_are_let_go_of_one_after_the_other():
+    alive = []
 
     def chunks():
-        for number in range(4):
-            read.append(number)
-            yield random_edges(5, 10, seed=number)
+        for number in range(6):
+            edges = random_edges(5, 10, seed=number)
+            alive.append(sum(chunk() is not None for chunk in made))
+            made.extend(weakref.ref(tensor) for tensor in edges)
+            yield edges
 
+    made: list[weakref.ref] = []
     minimum_spanning_forest_stream(chunks(), 5)
-    assert read == [0, 1, 2, 3]
+    # The last chunk alone, which the loops still name.
+    assert max(alive) <= 2 and len(alive) == 6
+
+
+@pytest.mark.parametrize("num_nodes", [5, 100])
+def test_chunks_may_come_in_the_same_memory(num_nodes):
+    edge_index, edge_weight = random_edges(num_nodes, 400)
+    buffer = torch.empty(2, 20, dtype=torch.long), torch.empty(20)
+
+    def chunks():
+        for start in range(0, 400, 20):
+            buffer[0].copy_(edge_index[:, start : start + 20])
+            buffer[1].copy_(edge_weight[start : start + 20])
+            yield buffer
+
+    found = minimum_spanning_forest_stream(chunks(), num_nodes)
+    assert_same(found, expected_of(edge_index, edge_weight, num_nodes))
 
 
 def test_of_nothing():
@@ -104,18 +125,20 @@ def _in_process(rank, num_processes, port, folder):
             chunks = [] if first == last else chunks_of(*part, [half, last - first - half])
             found = minimum_spanning_forest_stream(chunks, num_nodes, dist.group.WORLD)
             torch.save(found, f"{folder}/{case}-{rank}.pt")
-        # Gloo of torch 2.6 hangs where a group is destroyed that has just sent something.
-        dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_processes_give_the_forest_of_all_their_edges(tmp_path, num_processes):
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_in_process, (num_processes, port, tmp_path), nprocs=num_processes)
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_processes_give_the_forest_of_all_their_edges(tmp_path, num_processes):
+    arguments = num_processes, free_port(), tmp_path
+    mp.spawn(_in_process, arguments, nprocs=num_processes)
     for case, (num_nodes, num_edges) in enumerate([(60, 500), (40, 3), (5, 0)]):
         expected = expected_of(*random_edges(num_nodes, num_edges), num_nodes)
         for rank in range(num_processes):
@@ -123,6 +146,45 @@ def test_processes_give_the_forest_of_all_their_edges(tmp_path, num_processes):
 
 
 GOOD = torch.tensor([[0, 1], [1, 2]]), torch.ones(2)
+# What each of two processes hands over, and what both are told.
+FAILURES = {
+    "a weight": ([[GOOD], [(GOOD[0], GOOD[1] * torch.nan)]], [3, 3], "chunk 0 of 'chunks'.*NaN"),
+    "the source": ([[GOOD], None], [3, 3], "'chunks' must be an iterable"),
+    "num_nodes": ([[GOOD], [GOOD]], [3, 6], r"'num_nodes' must be the same .*, got \[3, 6\]"),
+    "dtypes": ([[GOOD], [(GOOD[0], GOOD[1].double())]], [3, 3], "one dtype in all processes"),
+}
+
+
+def _failing(rank, port, folder):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=2)
+    alone = dist.new_group([0])
+    said = {}
+    for name, (chunks, num_nodes, _) in FAILURES.items():
+        try:
+            minimum_spanning_forest_stream(chunks[rank], num_nodes[rank], dist.group.WORLD)
+        except (TypeError, ValueError) as error:
+            said[name] = str(error)
+    for name, group in (("not a member", alone), ("not a group", 3)):
+        try:
+            minimum_spanning_forest_stream([GOOD], 3, group)
+        except (TypeError, ValueError) as error:
+            said[name] = str(error)
+    torch.save(said, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_what_fails_in_one_process_fails_in_all(tmp_path):
+    mp.spawn(_failing, (free_port(), tmp_path), nprocs=2)
+    said = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, (_, _, message) in FAILURES.items():
+        assert all(re.search(message, one[name]) for one in said)
+    assert "'chunks' of process 1 failed with ValueError" in said[0]["a weight"]
+    assert "not a member" not in said[0]
+    assert "'group' must be" in said[1]["not a member"]
+    assert all("'group' must be" in one["not a group"] for one in said)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +193,17 @@ GOOD = torch.tensor([[0, 1], [1, 2]]), torch.ones(2)
         ([GOOD], None, TypeError, "'num_nodes' must be an int, got None"),
         ([GOOD], -1, ValueError, "'num_nodes' must not be negative, got -1"),
         ([GOOD], 2, ValueError, "node numbers from 0 to num_nodes - 1 = 1, got 2"),
-        ([GOOD[0]], 3, TypeError, r"pairs \(edge_index, edge_weight\), got Tensor"),
-        ([(*GOOD, 1)], 3, TypeError, r"pairs \(edge_index, edge_weight\), got tuple"),
+        ([GOOD[0]], 3, TypeError, r"chunk 0 .* a pair \(edge_index, edge_weight\), got Tensor"),
+        ([(*GOOD, 1)], 3, TypeError, r"a pair \(edge_index, edge_weight\), got tuple of 3"),
         ([(GOOD[0], GOOD[1][:1])], 3, ValueError, "'edge_weight' must have shape"),
         ([GOOD, (GOOD[0], torch.ones(2).double())], 3, ValueError, "the dtype of the first, .*32"),
-        ([(GOOD[0], torch.tensor([1.0, torch.nan]))], 3, ValueError, "must not hold NaN"),
-        (3, 3, TypeError, "not iterable"),
+        (
+            [GOOD, (GOOD[0], torch.tensor([1, torch.nan]))],
+            3,
+            ValueError,
+            "chunk 1 .* NaN at edge 1",
+        ),
+        (3, 3, TypeError, "'chunks' must be an iterable of pairs .*, got int"),
     ],
 )
 def test_bad_input_is_refused(chunks, num_nodes, error, message):

@@ -82,9 +82,7 @@ def check_edges(edge_index, edge_weight) -> None:
     schema="(Tensor edge_index, Tensor edge_weight, SymInt num_nodes) -> Tensor",
 )
 def _minimum_spanning_forest(edge_index, edge_weight, num_nodes):
-    if values_are_checked(edge_index.device):
-        check_node_range(edge_index, num_nodes)
-        _check_not_nan(edge_weight)
+    check_edge_values(edge_index, edge_weight, num_nodes)
     compute = implementation("minimum_spanning_forest", edge_index.device)
     return compute(edge_index, edge_weight, num_nodes)
 
@@ -92,6 +90,12 @@ def _minimum_spanning_forest(edge_index, edge_weight, num_nodes):
 @_minimum_spanning_forest.register_fake
 def _(edge_index, edge_weight, num_nodes):
     return torch.empty_like(edge_weight, dtype=torch.bool)
+
+
+def check_edge_values(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> None:
+    if values_are_checked(edge_index.device):
+        check_node_range(edge_index, num_nodes)
+        _check_not_nan(edge_weight)
 
 
 def _check_not_nan(edge_weight: Tensor) -> None:

@@ -8,7 +8,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from groot_graph.ops.checks import check_num_nodes
-from groot_graph.ops.minimum_spanning_forest.api import check_edges, minimum_spanning_forest
+from groot_graph.ops.minimum_spanning_forest.api import (
+    check_edge_values,
+    check_edges,
+    minimum_spanning_forest,
+)
 
 
 class NumberedEdges(NamedTuple):
@@ -37,7 +41,8 @@ def minimum_spanning_forest_stream(
 
     Args:
         chunks (iterable): Pairs of edges, a LongTensor of shape :obj:`[2, num_edges]`, and weights,
-            of shape :obj:`[num_edges]` and one dtype in all chunks. They are read once.
+            of shape :obj:`[num_edges]` and one dtype and device in all chunks. They are read once,
+            and copied.
         num_nodes (int): The number of nodes.
         group (torch.distributed.ProcessGroup, optional): The processes that hold a part of the
             edges each, in their own `chunks`, such as :obj:`torch.distributed.group.WORLD`. Their
@@ -46,12 +51,14 @@ def minimum_spanning_forest_stream(
     Returns:
         tuple: Of the kept edges their :obj:`edge_index` of shape :obj:`[2, num_kept]`,
         :obj:`edge_weight` and :obj:`edge_number`, both of shape :obj:`[num_kept]`, by ascending
-        number. The same in all processes.
+        number. The same in all processes, each on the device of its own chunks.
 
     Raises:
-        TypeError: If an argument has the wrong type or dtype.
+        TypeError: If an argument or a chunk has the wrong type or dtype.
         ValueError: If shapes, devices or dtypes do not fit, a node number is out of range or a
-            weight is NaN.
+            weight is NaN (on CUDA tensors the last two are checked only under
+            :func:`torch_geometric.set_debug`), this process is not in the `group`, its processes
+            have different `num_nodes`, or another one failed.
 
     Example:
         >>> import torch
@@ -64,14 +71,21 @@ def minimum_spanning_forest_stream(
         >>> edge_number
         tensor([0, 2, 3])
     """
-    check_num_nodes(num_nodes)
-    if num_nodes is None:
-        raise TypeError("'num_nodes' must be an int, got None")
-    edges, num_edges = _reduce_chunks(chunks, num_nodes)
-    if group is not None:
-        edges = _reduce_group(edges, num_edges, num_nodes, group)
+    if group is None:
+        edges, _ = _reduce_chunks(chunks, num_nodes)
+    else:
+        _check_group(group)
+        edges = _reduce_group(chunks, num_nodes, group)
     edge_index, edge_weight, edge_number = _no_edges() if edges is None else edges
     return edge_index, edge_weight, edge_number
+
+
+def _check_group(group) -> None:
+    wanted = "'group' must be a torch.distributed.ProcessGroup that this process is in"
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"{wanted}, got {type(group).__name__}")
+    if dist.get_rank(group) < 0:
+        raise ValueError(f"{wanted}, got one of processes {dist.get_process_group_ranks(group)}")
 
 
 def _no_edges() -> NumberedEdges:
@@ -79,39 +93,64 @@ def _no_edges() -> NumberedEdges:
     return NumberedEdges(number.expand(2, 0).clone(), torch.empty(0), number)
 
 
+# In this process. ---------------------------------------------------------------------------------
+
+
 def _reduce_chunks(chunks: Iterable, num_nodes: int) -> tuple[NumberedEdges | None, int]:
     r"""The forest of the chunks of this process, and how many edges they had."""
+    _check_arguments(chunks, num_nodes)
     waiting: list[NumberedEdges] = []
     num_edges = num_waiting = 0
-    for chunk in chunks:
-        edges = _checked(chunk, num_edges, waiting[0] if waiting else None)
-        waiting.append(edges)
-        num_edges += edges.edge_weight.numel()
-        num_waiting += edges.edge_weight.numel()
+    for position, chunk in enumerate(chunks):
+        try:
+            _check_chunk(chunk, num_nodes, waiting[0] if waiting else None)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"chunk {position} of 'chunks': {error}") from None
+        waiting.append(_numbered(chunk, num_edges))
+        num_edges += chunk[1].numel()
+        num_waiting += chunk[1].numel()
         # So many together that the forest itself is not read again for every few edges.
         if num_waiting >= num_nodes:
             waiting, num_waiting = [_reduce(waiting, num_nodes)], 0
     return (_reduce(waiting, num_nodes) if waiting else None), num_edges
 
 
-def _checked(chunk, first_number: int, before: NumberedEdges | None) -> NumberedEdges:
-    if not isinstance(chunk, tuple | list) or len(chunk) != 2:
+def _check_arguments(chunks, num_nodes) -> None:
+    if not isinstance(chunks, Iterable):
         raise TypeError(
-            f"'chunks' must hold pairs (edge_index, edge_weight), got {type(chunk).__name__}"
+            "'chunks' must be an iterable of pairs (edge_index, edge_weight), "
+            f"got {type(chunks).__name__}"
+        )
+    if num_nodes is None:
+        raise TypeError("'num_nodes' must be an int, got None")
+    check_num_nodes(num_nodes)
+
+
+def _check_chunk(chunk, num_nodes: int, before: NumberedEdges | None) -> None:
+    if not isinstance(chunk, tuple | list) or len(chunk) != 2:
+        length = f" of {len(chunk)}" if isinstance(chunk, tuple | list) else ""
+        raise TypeError(
+            f"must be a pair (edge_index, edge_weight), got {type(chunk).__name__}{length}"
         )
     edge_index, edge_weight = chunk
     check_edges(edge_index, edge_weight)
     if before is not None:
         _check_same("dtype", edge_weight.dtype, before.edge_weight.dtype)
         _check_same("device", edge_weight.device, before.edge_weight.device)
-    num_edges = edge_weight.numel()
-    number = torch.arange(first_number, first_number + num_edges, device=edge_weight.device)
-    return NumberedEdges(edge_index, edge_weight.detach(), number)
+    check_edge_values(edge_index, edge_weight, num_nodes)
 
 
 def _check_same(what: str, found, wanted) -> None:
     if found != wanted:
-        raise ValueError(f"'chunks' must all have the {what} of the first, {wanted}, got {found}")
+        raise ValueError(f"must have the {what} of the first, {wanted}, got {found}")
+
+
+def _numbered(chunk: tuple[Tensor, Tensor], first_number: int) -> NumberedEdges:
+    r"""Copies: chunks wait, and whoever reads them may do so into the same memory."""
+    edge_index, edge_weight = chunk
+    last_number = first_number + edge_weight.numel()
+    number = torch.arange(first_number, last_number, device=edge_weight.device)
+    return NumberedEdges(edge_index.clone(), edge_weight.detach().clone(), number)
 
 
 def _reduce(parts: list[NumberedEdges], num_nodes: int) -> NumberedEdges:
@@ -122,36 +161,86 @@ def _reduce(parts: list[NumberedEdges], num_nodes: int) -> NumberedEdges:
     return NumberedEdges(edge_index[:, kept], edge_weight[kept], edge_number[kept])
 
 
+# Over processes. ----------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    r"""What a process tells the others of its chunks."""
+
+    num_edges: int
+    num_nodes: int
+    dtype: torch.dtype | None
+    error: str | None
+
+
 def _reduce_group(
-    edges: NumberedEdges | None, num_edges: int, num_nodes: int, group: dist.ProcessGroup
+    chunks: Iterable, num_nodes: int, group: "dist.ProcessGroup"
 ) -> NumberedEdges | None:
     r"""Merges the forests of neighbors, then of neighboring pairs, and so on; the first process
     hands the last one to all.
     """
-    rank, num_processes = dist.get_rank(group), dist.get_world_size(group)
-    found: list[Any] = [None] * num_processes
-    dtype = None if edges is None else edges.edge_weight.dtype
-    dist.all_gather_object(found, (num_edges, dtype), group)
-    dtypes = {dtype for _, dtype in found if dtype is not None}
-    if len(dtypes) > 1:
-        raise ValueError(f"'chunks' must have one dtype in all processes, got {dtypes}")
+    edges, first_number = _reduce_own_part(chunks, num_nodes, group)
     if edges is not None:
-        first = sum(count for count, _ in found[:rank])
-        edges = edges._replace(edge_number=edges.edge_number + first)
-
+        edges = edges._replace(edge_number=edges.edge_number + first_number)
+    device = torch.device("cpu") if edges is None else edges.edge_weight.device
+    rank, num_processes = dist.get_rank(group), dist.get_world_size(group)
     step = 1
     while step < num_processes and rank % step == 0:
         if rank % (2 * step) == step:
-            dist.send_object_list([edges], dist.get_global_rank(group, rank - step), group)
+            _send(edges, rank - step, group)
         elif rank + step < num_processes:
             edges = _merge(edges, _receive(rank + step, group), num_nodes)
         step *= 2
-    whole = [edges]
+    whole = [_on("cpu", edges)]
     dist.broadcast_object_list(whole, dist.get_global_rank(group, 0), group)
-    return whole[0]
+    # Gloo of torch 2.6 hangs where a group is destroyed that has just sent something.
+    dist.barrier(group)
+    return _on(device, whole[0])
 
 
-def _receive(rank: int, group: dist.ProcessGroup) -> NumberedEdges | None:
+def _reduce_own_part(
+    chunks: Iterable, num_nodes: int, group: "dist.ProcessGroup"
+) -> tuple[NumberedEdges | None, int]:
+    r"""The forest of the chunks of this process, and the number of its first edge. All fail where
+    one does, as they would wait for it.
+    """
+    edges, num_edges, error = None, 0, None
+    try:
+        edges, num_edges = _reduce_chunks(chunks, num_nodes)
+    except Exception as found:
+        error = found
+    dtype = None if edges is None else edges.edge_weight.dtype
+    message = None if error is None else f"{type(error).__name__}: {error}"
+    parts: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(parts, Part(num_edges, num_nodes, dtype, message), group)
+    if error is not None:
+        raise error
+    _check_parts(parts)
+    return edges, sum(part.num_edges for part in parts[: dist.get_rank(group)])
+
+
+def _check_parts(parts: list[Part]) -> None:
+    for rank, part in enumerate(parts):
+        if part.error is not None:
+            raise ValueError(f"'chunks' of process {rank} failed with {part.error}")
+    numbers = [part.num_nodes for part in parts]
+    if len(set(numbers)) > 1:
+        raise ValueError(f"'num_nodes' must be the same in all processes, got {numbers}")
+    dtypes = [part.dtype for part in parts if part.dtype is not None]
+    if len(set(dtypes)) > 1:
+        raise ValueError(f"'chunks' must have one dtype in all processes, got {dtypes}")
+
+
+def _on(device: torch.device | str, edges: NumberedEdges | None) -> NumberedEdges | None:
+    return None if edges is None else NumberedEdges(*(value.to(device) for value in edges))
+
+
+def _send(edges: NumberedEdges | None, rank: int, group: "dist.ProcessGroup") -> None:
+    # Tensors come out on the device that they went in on, and another process has its own.
+    dist.send_object_list([_on("cpu", edges)], dist.get_global_rank(group, rank), group)
+
+
+def _receive(rank: int, group: "dist.ProcessGroup") -> NumberedEdges | None:
     other: list[NumberedEdges | None] = [None]
     dist.recv_object_list(other, dist.get_global_rank(group, rank), group)
     return other[0]
@@ -162,5 +251,6 @@ def _merge(
 ) -> NumberedEdges | None:
     if edges is None or other is None:
         return other if edges is None else edges
-    device = edges.edge_weight.device
-    return _reduce([edges, NumberedEdges(*(value.to(device) for value in other))], num_nodes)
+    return _reduce(
+        [edges, NumberedEdges(*(value.to(edges[0].device) for value in other))], num_nodes
+    )
