@@ -210,7 +210,7 @@ class TreeSSMConv(MessagePassing):
         if forest is None:
             forest = self.topology(u, edge_index, edge_weight, root)
         y = self.ssm(u, forest)
-        if y.numel() > elements_in_part and works_in_parts(y):
+        if works_in_parts(y) and y.numel() > elements_in_part:
             return self._gate_in_parts(y, z)
         return self._gate(y, z)
 

@@ -319,6 +319,19 @@ def test_compile(settings):
         assert_close(grads, expected)
 
 
+def test_export_for_any_number_of_nodes():
+    conv = perturbed(TreeSSMConv(5, 7)).eval()
+    nodes, edges = torch.export.Dim("nodes", min=2), torch.export.Dim("edges", min=2)
+    program = torch.export.export(
+        conv,
+        (torch.randn(17, 5), random_graph(17, 60)),
+        dynamic_shapes={"x": {0: nodes}, "edge_index": {1: edges}},
+        strict=False,
+    )
+    x, edge_index = torch.randn(12, 5), random_graph(12, 31)
+    assert_close(program.module()(x, edge_index), conv(x, edge_index))
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_compile_with_inductor():
     conv, x = TreeSSMConv(5, 7, aggr=None), torch.randn(17, 5)
