@@ -18,7 +18,7 @@ class CliquePath(TransferDataset):
         distance (int): The number of edges :math:`d` from the class to the node that tells it,
             three or more.
         num_graphs (int, optional): The number of graphs. (default: :obj:`1000`)
-        num_classes (int, optional): The number of classes. (default: :obj:`5`)
+        num_classes (int, optional): The number of classes, two or more. (default: :obj:`5`)
         seed (int, optional): Of the classes. (default: :obj:`0`)
         transform (Callable, optional): A transform of every graph when it is read.
             (default: :obj:`None`)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 
-from groot_graph.ops.checks import check_positive_int
+from groot_graph.ops.checks import check_int, check_positive_int
 from groot_graph.transforms.utils import add_reverse_edges
 
 
@@ -25,14 +25,12 @@ class TransferDataset(InMemoryDataset):
         seed: int = 0,
         transform: Callable | None = None,
     ):
-        check_positive_int("distance", distance)
-        if distance < self.least_distance:
-            raise ValueError(
-                f"'distance' must be at least {self.least_distance} edges, got {distance}"
-            )
+        check_positive_int("distance", distance, self.least_distance)
         check_positive_int("num_graphs", num_graphs)
-        check_positive_int("num_classes", num_classes)
+        check_positive_int("num_classes", num_classes, 2)
+        check_int("seed", seed)
         super().__init__(None, transform)
+        self._num_classes = num_classes
         edge_index, num_nodes, source = self.layout(distance)
         edge_index = add_reverse_edges(edge_index)
         generator = torch.Generator().manual_seed(seed)
@@ -40,6 +38,10 @@ class TransferDataset(InMemoryDataset):
         self.data, self.slices = self.collate(
             [_transfer_graph(edge_index, num_nodes, source, num_classes, label) for label in y]
         )
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
 
     @staticmethod
     def layout(distance: int) -> tuple[Tensor, int, int]:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
-from groot_graph.ops.checks import check_positive_int
+from groot_graph.ops.checks import check_int, check_positive_int
 from groot_graph.transforms.utils import add_reverse_edges
 
 
@@ -48,6 +48,7 @@ class TreeNeighborsMatch(InMemoryDataset):
     ):
         check_positive_int("depth", depth)
         check_positive_int("num_graphs", num_graphs)
+        check_int("seed", seed)
         super().__init__(None, transform)
         self.depth = depth
         child = torch.arange(1, 2 ** (depth + 1) - 1)

@@ -21,11 +21,15 @@ def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
         raise ValueError(f"'{name}' must be one of {choices}, got '{value}'")
 
 
-def check_positive_int(name: str, value) -> None:
+def check_int(name: str, value) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"'{name}' must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"'{name}' must be at least 1, got {value}")
+
+
+def check_positive_int(name: str, value, least: int = 1) -> None:
+    check_int(name, value)
+    if value < least:
+        raise ValueError(f"'{name}' must be at least {least}, got {value}")
 
 
 def check_number(name: str, value) -> None:

@@ -104,6 +104,11 @@ def test_batches_know_their_roots(kind):
     assert batch.y.shape == (5,)
 
 
+@pytest.mark.parametrize("kind", TRANSFERS)
+def test_classes_count_that_no_graph_has(kind):
+    assert kind(3, num_graphs=2, num_classes=10).num_classes == 10
+
+
 def test_transform_is_applied():
     dataset = RingTransfer(3, num_graphs=2, transform=lambda data: data.update({"mark": 1}))
     assert dataset[0].mark == 1
@@ -112,11 +117,13 @@ def test_transform_is_applied():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: RingTransfer(1), ValueError, "'distance' must be at least 2 edges, got 1"),
-        (lambda: CliquePath(2), ValueError, "'distance' must be at least 3 edges, got 2"),
+        (lambda: RingTransfer(1), ValueError, "'distance' must be at least 2, got 1"),
+        (lambda: CliquePath(2), ValueError, "'distance' must be at least 3, got 2"),
         (lambda: CrossedRing(2.0), TypeError, "'distance' must be an int, got float"),
         (lambda: RingTransfer(3, num_graphs=0), ValueError, "'num_graphs' .* got 0"),
-        (lambda: RingTransfer(3, num_classes=-1), ValueError, "'num_classes' .* got -1"),
+        (lambda: RingTransfer(3, num_classes=1), ValueError, "'num_classes' .* least 2, got 1"),
+        (lambda: RingTransfer(3, seed="a"), TypeError, "'seed' must be an int, got str"),
+        (lambda: TreeNeighborsMatch(3, seed=0.5), TypeError, "'seed' must be an int, got float"),
         (lambda: TreeNeighborsMatch(0), ValueError, "'depth' .* got 0"),
         (lambda: TreeNeighborsMatch(2, num_graphs="1"), TypeError, "'num_graphs' must be an int"),
     ],
