@@ -93,8 +93,8 @@ def accuracy(network: nn.Module, dataset: Dataset | list[Data]) -> float:
 def complete_cells(
     path: Path, machine: dict, cells: list[dict], seeds: int, run: Callable[..., dict]
 ) -> list[dict]:
-    """All runs in the file at `path`, with those of every cell of a table: the first seed's with
-    every learning rate, the others' with the best one.
+    """The runs in the file at `path` of every cell of a table, those added that it lacked: the
+    first seed's with every learning rate, the others' with the best one.
     """
     wanted = [
         {**cell, "seed": 0, "learning_rate": rate} for cell in cells for rate in learning_rates
@@ -106,14 +106,15 @@ def complete_cells(
         for seed in range(seeds)
         for cell, rate in zip(cells, rates, strict=True)
     ]
-    return complete(path, machine, wanted, run)
+    runs = complete(path, machine, wanted, run)
+    return [run for run in runs if any(cell.items() <= run.items() for cell in cells)]
 
 
 def chosen(runs: list[dict], **cell) -> list[dict]:
     """A cell's runs with the learning rate that was best on the validation set of the first seed;
     the fewest steps decide among equals.
     """
-    runs = [run for run in runs if all(run[name] == value for name, value in cell.items())]
+    runs = [run for run in runs if cell.items() <= run.items()]
     first = [run for run in runs if run["seed"] == 0]
     if not first:
         return []

@@ -69,7 +69,7 @@ def test_one_layer_too_few_does_not_hear_the_far_node(monkeypatch):
     assert not reaches(make_network("GIN", "ring", 6, dataset), dataset, source=6)
 
 
-def test_held_out_graphs_are_the_same_for_every_seed_and_never_trained_on(small):
+def test_held_out_graphs_are_the_same_for_every_seed_and_drawn_apart(small):
     first, second = (make_sets("tree", 3, seed) for seed in (0, 1))
     for one, other in zip(first[1:], second[1:], strict=True):
         assert all(a.x.equal(b.x) for a, b in zip(one, other, strict=True))
@@ -110,7 +110,6 @@ def test_same_seed_same_run(small):
     for name in ("seconds", "step_seconds"):
         assert first.pop(name) > 0 and second.pop(name) > 0
     assert first == second
-    assert run("crossed ring", 5, "GPS", 4, 2, 1e-3)["accuracy"] is not None
 
 
 def result(model, seed, rate, validation, accuracy, steps_taken=1):
