@@ -1,3 +1,4 @@
+import ast
 import os
 import re
 import shutil
@@ -142,6 +143,30 @@ def test_constraints_pin_what_the_commands_install():
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     assert named - {"groot-graph"} <= pins.keys()
     assert pins["torch"] == "2.13.0"
+
+
+def imports_of(folder: str) -> set[str]:
+    """The modules of others, by their first name."""
+    nodes = [
+        node
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {folder}
+
+
+def test_the_extra_benchmark_brings_what_benchmarks_import():
+    brought = {
+        item.name.lower()
+        for item in requirements()
+        if item.marker is None or item.marker.evaluate({"extra": "benchmark"})
+    }
+    owners = metadata.packages_distributions()
+    # CuPy is brought by the extras for a GPU.
+    for name in imports_of("benchmarks") - {"groot_graph", "cupy"}:
+        assert brought & {owner.lower() for owner in owners[name]}, name
 
 
 def test_kernel_sources_are_a_package():

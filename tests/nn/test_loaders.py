@@ -76,7 +76,7 @@ def in_equal_parts(self, edge_index, num_nodes):
 
 
 def test_cluster_loader(graph, monkeypatch):
-    if not (WITH_METIS or WITH_PYG_LIB):
+    if not WITH_METIS:
         monkeypatch.setattr(ClusterData, "_metis", in_equal_parts)
     clusters = ClusterData(graph, num_parts=6, log=False)
     loader = ClusterLoader(clusters, batch_size=2)
