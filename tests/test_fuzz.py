@@ -2,12 +2,14 @@
 mix of gradients give what the reference gives for plain ones, and stay as they were."""
 
 from contextlib import contextmanager
+from functools import partial
 
+import networkx as nx
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from torch_geometric.data import Data
+from torch_geometric.utils import to_networkx
 
 from groot_graph import (
     Forest,
@@ -17,18 +19,30 @@ from groot_graph import (
     selective_tree_scan,
     tree_scan,
 )
+from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
+from groot_graph.models import GrootV
 from groot_graph.nn import TreeSSM, TreeSSMConv, TreeTopology
+from groot_graph.nn.tree_topology import METRICS
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from groot_graph.ops.root_forest.reference import root_forest_reference
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from groot_graph.transforms import ImageToGraph, PointsToGraph, TextToGraph, ToSpanningForest
+from groot_graph.visualization import (
+    affinity_map,
+    plot_affinity,
+    plot_image_tree,
+    plot_text_tree,
+    raster_forest,
+)
 from tests.graphs import forests, multigraphs, to_edge_index
+from tests.nn.test_tree_ssm import line_to_root, plain_loop
 from tests.scans import DIRECTIONS, assert_near
 
 fuzz = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
+few = settings(fuzz, max_examples=40)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 dtypes = st.sampled_from(list(TOLERANCE))
 weight_dtypes = st.sampled_from([*TOLERANCE, torch.int64, torch.int32, torch.uint8])
@@ -75,8 +89,8 @@ def unchanged(*tensors):
         assert tensor.detach().equal(value) and tensor._version == version
 
 
-def draw_tensor(data, shape, dtype, generator, low=-1.0):
-    tensor = low + (1 - low) * torch.rand(shape, dtype=torch.float64, generator=generator)
+def draw_tensor(data, shape, dtype, generator):
+    tensor = 2 * torch.rand(shape, dtype=torch.float64, generator=generator) - 1
     return data.draw(layouts)(tensor.to(dtype)).requires_grad_(data.draw(st.booleans()))
 
 
@@ -92,16 +106,16 @@ def draw_graph(data):
 
 
 def draw_weights(data, num_edges):
-    """Few values, so that many tie; infinite ones too."""
-    values = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    chosen = torch.tensor(
-        data.draw(st.lists(st.integers(0, 3), min_size=num_edges, max_size=num_edges))
-    )
-    weight = values[chosen.long()].to(data.draw(weight_dtypes))
-    if weight.is_floating_point() and data.draw(st.booleans()):
-        weight = torch.where(weight == 3, torch.inf, weight)
-        weight = weight.requires_grad_(data.draw(st.booleans()))
-    return data.draw(layouts)(weight)
+    """Few values, so that many tie; negative and infinite ones too, where the dtype has them."""
+    drawn = data.draw(st.lists(st.integers(0, 3), min_size=num_edges, max_size=num_edges))
+    weight = torch.tensor(drawn, dtype=torch.long).to(data.draw(weight_dtypes))
+    if weight.dtype != torch.uint8 and data.draw(st.booleans()):
+        weight = weight - 2
+    if not weight.is_floating_point():
+        return data.draw(layouts)(weight)
+    if data.draw(st.booleans()):
+        weight = torch.where(weight.abs() > 1, weight * torch.inf, weight)
+    return data.draw(layouts)(weight).requires_grad_(data.draw(st.booleans()))
 
 
 def check_like_reference(found, operands: dict, reference, dtype):
@@ -160,14 +174,47 @@ def test_minimum_spanning_forest_stream(data):
 @fuzz
 @given(st.data())
 def test_root_forest(data):
-    edge_index, num_nodes = data.draw(forests())
-    edge_index = data.draw(edge_layouts)(edge_index)
-    root = data.draw(st.sampled_from(["first", "last"]))
-    with unchanged(edge_index):
-        found = root_forest(edge_index, num_nodes=num_nodes, root=root)
-    mask = torch.ones(edge_index.size(1), dtype=torch.bool)
-    order, parent = root_forest_reference(edge_index.contiguous(), mask, num_nodes, root)
+    edge_index, num_nodes = draw_graph(data)
+    mask = minimum_spanning_forest_reference(
+        edge_index.contiguous(), draw_weights(data, edge_index.size(1)).detach(), num_nodes
+    )
+    mask = data.draw(st.sampled_from([plain, strided, offset]))(mask)
+    root = data.draw(st.sampled_from(["first", "last", "given"]))
+    if root == "given":
+        root = draw_roots(data, edge_index[:, mask], num_nodes)
+    with unchanged(edge_index, mask):
+        found = root_forest(edge_index, mask, num_nodes, root)
+    order, parent = root_forest_reference(
+        edge_index.contiguous(), mask.contiguous(), num_nodes, root
+    )
     assert found.order.equal(order) and found.parent.equal(parent)
+
+
+def draw_roots(data, edge_index, num_nodes):
+    """A node of every tree, in any sequence."""
+    graph = nx.Graph()
+    graph.add_nodes_from(range(num_nodes))
+    graph.add_edges_from(edge_index.t().tolist())
+    roots = [data.draw(st.sampled_from(sorted(tree))) for tree in nx.connected_components(graph)]
+    return torch.tensor(data.draw(st.permutations(roots)), dtype=torch.long)
+
+
+@fuzz
+@given(st.data())
+def test_forest(data):
+    forest = draw_forest(data)
+    parent = forest.parent.tolist()
+    lines = [line_to_root(parent, node) for node in range(forest.num_nodes)]
+    with unchanged(forest.order, forest.parent):
+        assert forest.depth().tolist() == [len(line) - 1 for line in lines]
+        assert sorted(forest.roots.tolist()) == sorted({line[-1] for line in lines})
+        assert forest.num_trees == len({line[-1] for line in lines})
+        levels = [level.tolist() for level in forest.levels()]
+    place = {node: index for index, node in enumerate(forest.order.tolist())}
+    for depth, level in enumerate(levels):
+        assert set(level) == {node for node, line in enumerate(lines) if len(line) == depth + 1}
+        assert level == sorted(level, key=place.get)
+    assert forest.to("cpu").parent.equal(forest.parent)
 
 
 @fuzz
@@ -192,66 +239,205 @@ def test_selective_tree_scan(data, dtype, channels, state_size, direction, seed)
     forest, generator = draw_forest(data), torch.Generator().manual_seed(seed)
     N, D, S = forest.order.numel(), channels, state_size
     shapes = {"u": (N, D), "delta": (N, D), "A": (D, S), "B": (N, S), "C": (N, S), "D": (D,)}
+    shapes["transition_delta"] = (N, D)
+    for name in ("D", "transition_delta"):
+        if data.draw(st.booleans()):
+            del shapes[name]
     operands = {name: draw_tensor(data, shape, dtype, generator) for name, shape in shapes.items()}
 
-    def reference(u, delta, A, B, C, D):
-        return selective_tree_scan_reference(u, delta, A, B, C, forest, D, direction, None)
+    def reference(u, delta, A, B, C, D=None, transition_delta=None):
+        return selective_tree_scan_reference(
+            u, delta, A, B, C, forest, D, direction, transition_delta
+        )
 
     with unchanged(*operands.values(), forest.order, forest.parent):
         found = selective_tree_scan(**operands, forest=forest, direction=direction)
         check_like_reference(found, operands, reference, dtype)
 
 
+def draw_settings(data) -> dict:
+    """Of a TreeSSMConv."""
+    return {
+        "state_size": data.draw(st.integers(1, 3)),
+        "expand": data.draw(st.sampled_from([1, 1.4, 2])),
+        "metric": data.draw(st.sampled_from(list(METRICS))),
+        "tree": data.draw(st.sampled_from(["min", "max", "random"])),
+        "root": data.draw(st.sampled_from(["first", "last"])),
+        "direction": data.draw(directions),
+        "aggr": data.draw(st.sampled_from([None, "mean", "sum", ["max", "mean"]])),
+        "state_norm": data.draw(st.booleans()),
+        "bias": data.draw(st.booleans()),
+    }
+
+
 @fuzz
-@given(st.data(), directions, seeds, st.booleans())
-def test_layers(data, direction, seed, is_double):
+@given(st.data(), seeds, st.booleans())
+def test_tree_ssm_conv(data, seed, is_double):
     """Any memory layout gives what the plain one gives, and gradients reach x and all weights."""
     edge_index, num_nodes = draw_graph(data)
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float64 if is_double else torch.float32
     x = draw_tensor(data, (num_nodes, 4), dtype, generator)
+    weight = draw_weights(data, edge_index.size(1)) if data.draw(st.booleans()) else None
     torch.manual_seed(seed)
-    layer = TreeSSMConv(4, 3, state_size=2, direction=direction).to(dtype)
-    ssm = TreeSSM(4, direction=direction).to(dtype)
-    with unchanged(x, edge_index):
-        forest = TreeTopology()(x, edge_index)
-        found = layer(x, edge_index)
+    settings = draw_settings(data)
+    layer = TreeSSMConv(4, 3, **settings).to(dtype)
+    names = ("metric", "tree", "root")
+    topology = TreeTopology(**{name: settings[name] for name in names})
+    with unchanged(x, edge_index, *([] if weight is None else [weight])):
+        forest = topology(x, edge_index, weight)
+        found = layer(x, edge_index, weight)
         along_forest = layer(x, edge_index, forest=forest)
-        states = ssm(x, forest)
     assert forest.order.sort().values.equal(torch.arange(num_nodes))
-    assert found.shape == (num_nodes, 3) and states.shape == (num_nodes, 4)
-    plain_x, plain_edges = x.detach().contiguous(), edge_index.contiguous()
-    same = layer(plain_x, plain_edges, forest=forest)
+    assert found.shape == (num_nodes, 3) and found.dtype == dtype
+    same = layer(x.detach().contiguous(), edge_index.contiguous(), forest=forest)
     assert_near("layer", along_forest, same, TOLERANCE[dtype])
-    assert_near("states", states, ssm(plain_x, forest), TOLERANCE[dtype])
 
-    (found.sum() + states.sum()).backward()
+    found.sum().backward()
     assert (x.grad is not None) == x.requires_grad
-    parameters = [*layer.parameters(), *ssm.parameters()]
-    assert all(parameter.grad.isfinite().all() for parameter in parameters)
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+@fuzz
+@given(st.data(), directions, seeds, st.booleans(), st.integers(1, 3))
+def test_tree_ssm(data, direction, seed, state_norm, state_size):
+    """As pair by pair, in doubles."""
+    forest, generator = draw_forest(data), torch.Generator().manual_seed(seed)
+    u = draw_tensor(data, (forest.num_nodes, 4), torch.float64, generator)
+    torch.manual_seed(seed)
+    ssm = TreeSSM(4, state_size, direction=direction, state_norm=state_norm).double()
+    with unchanged(u, forest.order, forest.parent):
+        found = ssm(u, forest)
+        transition = ssm.transition(u)
+    assert transition.shape == (*u.shape, state_size)
+    assert ((transition > 0) & (transition < 1)).all()
+    if forest.num_nodes > 0:
+        expected = plain_loop(ssm, u.detach(), forest)
+        assert_near("states", found, expected, TOLERANCE[torch.float64])
 
 
 @fuzz
 @given(st.data(), seeds)
 def test_transforms(data, seed):
-    """Every node stands in the forest once, and neither transform changes its input."""
+    """Every node stands in the forest once, below its parent; no transform changes its input."""
     generator = torch.Generator().manual_seed(seed)
-    sides = st.integers(1, 5)
-    image = draw_tensor(data, (3, data.draw(sides), data.draw(sides)), torch.float32, generator)
+    patch, few = data.draw(st.integers(1, 2)), st.integers(1, 5)
+    shape = (3, patch * data.draw(few), patch * data.draw(few))
+    image = draw_tensor(data, shape, torch.float32, generator)
+    if data.draw(st.booleans()):
+        image = data.draw(layouts)((image.detach().abs() * 255).to(torch.uint8))
     points = draw_tensor(data, (data.draw(st.integers(2, 9)), 3), torch.float32, generator)
     features = draw_tensor(data, (data.draw(st.integers(1, 9)), 4), torch.float32, generator)
+    near = data.draw(st.sampled_from([{"k": 1}, {"k": 2}, {"radius": 0.5}]))
     made = [
-        (ImageToGraph(), image),
-        (PointsToGraph(k=2), points),
+        (ImageToGraph(data.draw(st.sampled_from([4, 8])), patch), image),
+        (PointsToGraph(**near), points),
         (TextToGraph(data.draw(st.integers(1, 4))), features),
     ]
+    to_forest = ToSpanningForest(data.draw(st.sampled_from(list(METRICS))))
     for transform, tensor in made:
         with unchanged(tensor):
-            graph = transform(tensor.detach())
+            graph = transform(tensor)
+        graph.validate()
         keys = set(graph.keys())
         with unchanged(graph.x, graph.edge_index):
-            rooted = ToSpanningForest()(graph)
-        assert set(graph.keys()) == keys and isinstance(rooted, Data)
+            rooted = to_forest(graph)
+        assert set(graph.keys()) == keys
+        check_forest_of(rooted, graph)
+
+
+def check_forest_of(rooted, graph):
+    order, parent = rooted.order_index.tolist(), rooted.parent_index.tolist()
+    assert sorted(order) == list(range(graph.num_nodes))
+    place = {node: index for index, node in enumerate(order)}
+    assert all(place[parent[node]] <= place[node] for node in order)
+    edges = set(map(tuple, graph.edge_index.t().tolist()))
+    branches = [(node, above) for node, above in enumerate(parent) if node != above]
+    assert all({(node, above), (above, node)} & edges for node, above in branches)
+    components = nx.Graph(list(edges))
+    components.add_nodes_from(range(graph.num_nodes))
+    assert len(branches) == graph.num_nodes - nx.number_connected_components(components)
+
+
+@few
+@given(st.data(), st.integers(3, 12), st.integers(1, 4), st.integers(2, 6), seeds)
+def test_datasets(data, distance, num_graphs, num_classes, seed):
+    make = partial(
+        data.draw(st.sampled_from([RingTransfer, CrossedRing, CliquePath])),
+        distance, num_graphs, num_classes,
+    )  # fmt: skip
+    if data.draw(st.booleans()):
+        make = partial(TreeNeighborsMatch, data.draw(st.integers(1, 4)), num_graphs)
+    dataset, again = make(seed=seed), make(seed=seed)
+    assert len(dataset) == num_graphs
+    for graph, same in zip(dataset, again, strict=True):
+        graph.validate()
+        assert 0 <= int(graph.y) < dataset.num_classes
+        assert graph.x.equal(same.x) and graph.y.equal(same.y)
+        assert nx.is_connected(to_networkx(graph, to_undirected=True))
+
+
+@fuzz
+@given(st.data(), dtypes, st.integers(0, 3), seeds)
+def test_affinity_map(data, dtype, channels, seed):
+    """The product of the transitions on the way, which are those of the lower ends."""
+    forest = draw_forest(data)
+    assume(forest.num_nodes > 0)
+    generator, node = torch.Generator().manual_seed(seed), data.draw(st.integers(0, 20))
+    node = node % forest.num_nodes
+    shape = (forest.num_nodes, channels) if channels else (forest.num_nodes,)
+    transition = draw_tensor(data, shape, dtype, generator)
+    with unchanged(transition, forest.order, forest.parent):
+        found = affinity_map(forest, transition, node)
+    doubles = transition.detach().double().view(forest.num_nodes, -1)
+    parent = forest.parent.tolist()
+    own, expected = line_to_root(parent, node), torch.zeros(forest.num_nodes, dtype=torch.float64)
+    for other in range(forest.num_nodes):
+        line = line_to_root(parent, other)
+        if line[-1] == own[-1]:
+            way = sorted(set(line) ^ set(own))
+            expected[other] = doubles[way].prod(dim=0).mean()
+    assert_near("affinity", found, expected, TOLERANCE[dtype])
+
+
+@few
+@given(st.data(), st.integers(1, 6), st.integers(1, 6), seeds)
+def test_plots(data, height, width, seed):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    generator = torch.Generator().manual_seed(seed)
+    image = draw_tensor(data, (3, height, width), torch.float32, generator)
+    image = image.detach().abs()
+    forest = raster_forest(height, width)
+    assert forest.order.equal(torch.arange(height * width))
+    rooted = ToSpanningForest()(ImageToGraph()(image))
+    grown = Forest(rooted.order_index, rooted.parent_index)
+    words = data.draw(st.lists(st.text(max_size=3), min_size=grown.num_nodes, max_size=40))
+    affinity = affinity_map(grown, torch.rand(grown.num_nodes, generator=generator), 0)
+    with unchanged(image, grown.order, grown.parent, affinity):
+        for draw in (
+            lambda: plot_image_tree(image, grown),
+            lambda: plot_text_tree(words[: grown.num_nodes], grown),
+            lambda: plot_affinity(affinity, height, width, node=0),
+        ):
+            plt.figure(figsize=(2, 2))
+            draw().figure.canvas.draw()
+            plt.close()
+
+
+@few
+@given(st.data(), st.integers(1, 2), st.integers(32, 70), st.integers(32, 70), seeds)
+def test_grootv(data, batch_size, height, width, seed):
+    torch.manual_seed(0)
+    model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=3).eval()
+    generator = torch.Generator().manual_seed(seed)
+    images = draw_tensor(data, (batch_size, 3, height, width), torch.float32, generator)
+    with unchanged(images):
+        found = model(images)
+    assert found.shape == (batch_size, 3)
+    assert_near("logits", found, model(images.detach().contiguous()), 2e-4)
+    found.sum().backward()
+    assert (images.grad is not None) == images.requires_grad
 
 
 @pytest.mark.parametrize("layout", [plain, transposed, strided, offset, broadcast])
