@@ -42,15 +42,17 @@ def chunks(num_nodes: int, num_edges: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield edge_index, torch.rand(size, generator=generator)
 
 
-def square(num_nodes: int) -> Data:
-    """A grid of at most so many nodes."""
-    side = math.isqrt(num_nodes)
-    return grids(1, side, side)
+def grid(num_nodes: int) -> Data:
+    """A grid of so many nodes, as square as it can be."""
+    height = math.isqrt(num_nodes)
+    while num_nodes % height:
+        height -= 1
+    return grids(1, height, num_nodes // height)
 
 
 def forest_at_once(num_nodes: int) -> Callable[[], Tensor]:
-    """The spanning forest of a square grid."""
-    graph = square(num_nodes)
+    """The spanning forest of a grid."""
+    graph = grid(num_nodes)
     return partial(minimum_spanning_forest, graph.edge_index, graph.edge_weight, graph.num_nodes)
 
 
@@ -60,9 +62,9 @@ def forest_of_stream(num_nodes: int, num_edges: int) -> Callable[[], Tensor]:
 
 
 def training_step(num_nodes: int) -> Callable[[], Tensor]:
-    """Forward, backward and update of one layer on a square grid, its edges in both directions."""
-    graph = square(num_nodes)
-    edge_index, num_nodes = add_reverse_edges(graph.edge_index), graph.num_nodes
+    """Forward, backward and update of one layer on a grid, its edges in both directions."""
+    graph = grid(num_nodes)
+    edge_index = add_reverse_edges(graph.edge_index)
     del graph
     torch.manual_seed(0)
     x, y = torch.randn(num_nodes, channels), torch.randn(num_nodes, channels)
@@ -71,6 +73,7 @@ def training_step(num_nodes: int) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         loss = torch.nn.functional.mse_loss(layer(x, edge_index), y)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -96,8 +99,8 @@ def measure(make: Callable, *sizes: int) -> dict:
 
 def measure_all(num_nodes: int) -> list[dict]:
     works = {
-        "minimum_spanning_forest, square grid": (forest_at_once, num_nodes),
-        f"training step of TreeSSMConv({channels}, {channels}), square grid": (
+        "minimum_spanning_forest, grid": (forest_at_once, num_nodes),
+        f"training step of TreeSSMConv({channels}, {channels}), grid": (
             training_step,
             num_nodes,
         ),
