@@ -9,15 +9,19 @@ brick, grass and gravel. Takes about three minutes on one CPU core.
 
     --data DIR      your own images: DIR/images, DIR/masks with one PNG of class indices for each
                     image (255 is left out), and DIR/classes.txt with the name of a class per line
+    --resume        go on after an interruption, to the bit
 
-Writes outputs/segmentation, which UperNetForSemanticSegmentation.from_pretrained reads after
-groot_graph.models.huggingface is imported, and outputs/segmentation.png at the end.
+Writes outputs/segmentation.pt after every epoch; at the end outputs/segmentation, which
+UperNetForSemanticSegmentation.from_pretrained reads after groot_graph.models.huggingface
+is imported, and outputs/segmentation.png.
 """
 
 import argparse
 import os
+import pickle
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     args = parser.parse_args(argv)
     if args.epochs < 1 or args.image_size < 32:
         raise UserError("--epochs must be at least 1 and --image-size at least 32")
@@ -247,15 +252,65 @@ def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return images * (1 + 0.3 * contrast) + 0.3 * brightness, masks
 
 
-def train(model, images: Tensor, masks: Tensor, epochs: int) -> None:
+class Checkpoint:
+    """What training depends on, written after every epoch, and read where one resumes."""
+
+    def __init__(self, path: Path, settings: dict, resume: bool):
+        self.path = path
+        self.settings = settings
+        self.resume = resume
+
+    def save(self, epochs_done: int, **parts) -> None:
+        content = {
+            "settings": self.settings,
+            "epochs_done": epochs_done,
+            "random_state": torch.get_rng_state(),
+            **{name: part.state_dict() for name, part in parts.items()},
+        }
+        # Written beside, then renamed: an interruption leaves the old checkpoint or the new one.
+        torch.save(content, self.path.with_suffix(".tmp"))
+        os.replace(self.path.with_suffix(".tmp"), self.path)
+
+    def restore(self, **parts) -> int:
+        """Puts everything back in place where one resumes; returns the epochs done."""
+        if not self.resume:
+            return 0
+        content = self._read()
+        if content["settings"] != self.settings:
+            raise UserError(
+                f"{self.path}: made with {content['settings']}, this run has {self.settings}"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+        torch.set_rng_state(content["random_state"])
+        return content["epochs_done"]
+
+    def _read(self) -> dict:
+        if not self.path.exists():
+            raise UserError(f"{self.path}: there is no checkpoint to resume from")
+        try:
+            # torch.load does not compare checksums, so a flipped bit would go unnoticed.
+            with zipfile.ZipFile(self.path) as archive:
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile("checksum")
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            return {"settings": None} | content
+        except (RuntimeError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: not a checkpoint, or a damaged one") from error
+
+
+def train(model, images: Tensor, masks: Tensor, epochs: int, checkpoint: Checkpoint) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     num_steps = epochs * -(-len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=num_steps, pct_start=0.1
     )
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    first_epoch = checkpoint.restore(**parts)
     model.train()
-    with tqdm(total=num_steps, unit="step") as bar:
-        for epoch in range(epochs):
+    steps_done = first_epoch * (num_steps // epochs)
+    with tqdm(total=num_steps, initial=steps_done, unit="step") as bar:
+        for epoch in range(first_epoch, epochs):
             for batch in torch.randperm(len(images)).split(batch_size):
                 x, y = augment(normalize(images[batch]), masks[batch].long())
                 loss = model(pixel_values=x.to(model.device), labels=y.to(model.device)).loss
@@ -266,6 +321,7 @@ def train(model, images: Tensor, masks: Tensor, epochs: int) -> None:
                 schedule.step()
                 bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{loss.item():.3f}")
                 bar.update()
+            checkpoint.save(epoch + 1, **parts)
 
 
 @torch.no_grad()
@@ -368,7 +424,10 @@ def run(argv: list[str] | None) -> float:
     print(
         f"UPerNet on GrootV with {channels} channels, blocks {depths}: {num_parameters} parameters"
     )
-    train(model, train_images, train_masks, args.epochs)
+    settings = {"classes": classes, "images": len(train_images)}
+    settings |= {name: getattr(args, name) for name in ("image_size", "epochs", "seed")}
+    checkpoint = Checkpoint(args.output / "segmentation.pt", settings, args.resume)
+    train(model, train_images, train_masks, args.epochs, checkpoint)
 
     prediction = predict(model, test_images)
     print("IoU of the classes on the held-out images, in %")
@@ -379,10 +438,11 @@ def run(argv: list[str] | None) -> float:
     result = mean_iou(test_masks, prediction, len(classes))
     print(f"held-out mIoU: {100 * result:.1f} %")
 
-    checkpoint, picture = args.output / "segmentation", args.output / "segmentation.png"
-    model.save_pretrained(checkpoint)
+    folder, picture = args.output / "segmentation", args.output / "segmentation.png"
+    model.save_pretrained(folder)
     draw(picture, test_images[:7], test_masks[:7], prediction[:7], classes)
-    print(f"saved {checkpoint} and {picture}")
+    checkpoint.path.unlink()
+    print(f"saved {folder} and {picture}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return result
 
@@ -394,6 +454,7 @@ def main(argv: list[str] | None = None) -> float:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
+        print("\nstopped; --resume goes on after the last finished epoch", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -8,9 +8,11 @@ The held-out images show photographs that are never trained on, and the other ha
 and gravel. Takes about five minutes on one CPU core.
 
     --images DIR --annotations FILE     your own images and their boxes, in the JSON format of COCO
+    --resume                            go on after an interruption, to the bit
 
-Writes outputs/detection, which RTDetrForObjectDetection.from_pretrained reads after
-groot_graph.models.huggingface is imported, and outputs/detection.png at the end.
+Writes outputs/detection.pt after every epoch; at the end outputs/detection, which
+RTDetrForObjectDetection.from_pretrained reads after groot_graph.models.huggingface
+is imported, and outputs/detection.png.
 """
 
 import argparse
@@ -18,8 +20,10 @@ import io
 import json
 import math
 import os
+import pickle
 import sys
 import time
+import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -78,6 +82,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     args = parser.parse_args(argv)
     if args.epochs < 1:
         raise UserError("--epochs must be at least 1")
@@ -332,15 +337,65 @@ def mirror(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return target | {"boxes": torch.stack([1 - x, *others], dim=1)}
 
 
-def train(model, images: Tensor, targets: list[dict], epochs: int) -> None:
+class Checkpoint:
+    """What training depends on, written after every epoch, and read where one resumes."""
+
+    def __init__(self, path: Path, settings: dict, resume: bool):
+        self.path = path
+        self.settings = settings
+        self.resume = resume
+
+    def save(self, epochs_done: int, **parts) -> None:
+        content = {
+            "settings": self.settings,
+            "epochs_done": epochs_done,
+            "random_state": torch.get_rng_state(),
+            **{name: part.state_dict() for name, part in parts.items()},
+        }
+        # Written beside, then renamed: an interruption leaves the old checkpoint or the new one.
+        torch.save(content, self.path.with_suffix(".tmp"))
+        os.replace(self.path.with_suffix(".tmp"), self.path)
+
+    def restore(self, **parts) -> int:
+        """Puts everything back in place where one resumes; returns the epochs done."""
+        if not self.resume:
+            return 0
+        content = self._read()
+        if content["settings"] != self.settings:
+            raise UserError(
+                f"{self.path}: made with {content['settings']}, this run has {self.settings}"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+        torch.set_rng_state(content["random_state"])
+        return content["epochs_done"]
+
+    def _read(self) -> dict:
+        if not self.path.exists():
+            raise UserError(f"{self.path}: there is no checkpoint to resume from")
+        try:
+            # torch.load does not compare checksums, so a flipped bit would go unnoticed.
+            with zipfile.ZipFile(self.path) as archive:
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile("checksum")
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            return {"settings": None} | content
+        except (RuntimeError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: not a checkpoint, or a damaged one") from error
+
+
+def train(model, images: Tensor, targets: list[dict], epochs: int, checkpoint: Checkpoint) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     num_steps = epochs * math.ceil(len(images) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=num_steps, pct_start=0.1
     )
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    first_epoch = checkpoint.restore(**parts)
     model.train()
-    with tqdm(total=num_steps, unit="step") as bar:
-        for epoch in range(epochs):
+    steps_done = first_epoch * (num_steps // epochs)
+    with tqdm(total=num_steps, initial=steps_done, unit="step") as bar:
+        for epoch in range(first_epoch, epochs):
             for batch in torch.randperm(len(images)).split(batch_size):
                 x, y = augment(normalize(images[batch]), [targets[i] for i in batch])
                 y = [{key: value.to(model.device) for key, value in t.items()} for t in y]
@@ -352,6 +407,7 @@ def train(model, images: Tensor, targets: list[dict], epochs: int) -> None:
                 schedule.step()
                 bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{loss.item():.2f}")
                 bar.update()
+            checkpoint.save(epoch + 1, **parts)
 
 
 @torch.no_grad()
@@ -482,7 +538,11 @@ def run(argv: list[str] | None) -> tuple[float, float]:
         f"RT-DETR on GrootV with {channels} channels, blocks {depths}: {num_parameters} parameters"
     )
     untrained = average_precision(coco, predict(model, images, coco, test_part), test_part)
-    train(model, images[train_part], [make_target(coco, i) for i in train_part], args.epochs)
+    targets = [make_target(coco, number) for number in train_part]
+    settings = {"boxes": len(coco.anns), "images": len(images)}
+    settings |= {name: getattr(args, name) for name in ("image_size", "epochs", "seed")}
+    checkpoint = Checkpoint(args.output / "detection.pt", settings, args.resume)
+    train(model, images[train_part], targets, args.epochs, checkpoint)
 
     results = predict(model, images, coco, test_part)
     ap, ap50 = average_precision(coco, results, test_part)
@@ -491,10 +551,11 @@ def run(argv: list[str] | None) -> tuple[float, float]:
     )
     print(f"held-out images: AP@[.5:.95] {100 * ap:.1f} %, AP50 {100 * ap50:.1f} %")
 
-    checkpoint, picture = args.output / "detection", args.output / "detection.png"
-    model.save_pretrained(checkpoint)
+    folder, picture = args.output / "detection", args.output / "detection.png"
+    model.save_pretrained(folder)
     draw(picture, images, coco, results, test_part[:5])
-    print(f"saved {checkpoint} and {picture}")
+    checkpoint.path.unlink()
+    print(f"saved {folder} and {picture}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return ap, ap50
 
@@ -506,6 +567,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
+        print("\nstopped; --resume goes on after the last finished epoch", file=sys.stderr)
         raise SystemExit(130) from None
 
 

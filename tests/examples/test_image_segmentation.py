@@ -56,6 +56,11 @@ def generate(seed, num_images=20, size=48):
     return image_segmentation.generate(names, slice(256, None), num_images, size, random)
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    return image_segmentation.Checkpoint(tmp_path / "segmentation.pt", {}, resume=False)
+
+
 def test_a_run(run, tmp_path, capsys):
     result = run()
     printed = capsys.readouterr()
@@ -85,6 +90,39 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     assert a != c
 
 
+def test_an_interrupted_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
+    weights = "segmentation/model.safetensors"
+    whole = run("--epochs", 3, output="whole")
+    calls, augment = [], image_segmentation.augment
+
+    def interrupted(*batch):
+        calls.append(1)
+        if len(calls) == 5:  # in the last of three epochs of two batches each
+            raise KeyboardInterrupt
+        return augment(*batch)
+
+    monkeypatch.setattr(image_segmentation, "augment", interrupted)
+    with pytest.raises(SystemExit) as exit_info:
+        run("--epochs", 3)
+    assert exit_info.value.code == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    fails(capsys, lambda: run("--epochs", 4, "--resume"), "'epochs': 3", "this run has")
+
+    calls.clear()
+    assert run("--epochs", 3, "--resume") == whole
+    assert len(calls) == 2
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    fails(capsys, lambda: run("--resume"), "segmentation.pt", "no checkpoint to resume from")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of it"])
+def test_a_damaged_checkpoint_is_refused(content, run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "segmentation.pt").write_bytes(content)
+    fails(capsys, lambda: run("--resume"), "segmentation.pt: not a checkpoint, or a damaged one")
+    assert (tmp_path / "out" / "segmentation.pt").read_bytes() == content
+
+
 def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
     trained = []
     save = UperNetForSemanticSegmentation.save_pretrained
@@ -102,7 +140,7 @@ def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
         assert torch.equal(trained[0].eval()(x).logits, loaded.eval()(x).logits)
 
 
-def test_training_lowers_the_loss():
+def test_training_lowers_the_loss(checkpoint):
     images, masks = generate(0, 8, 32)
     torch.manual_seed(0)
     model = image_segmentation.make_model(["background", *image_segmentation.shapes])
@@ -113,7 +151,7 @@ def test_training_lowers_the_loss():
         return model.train()(pixel_values=x, labels=masks.long()).loss.item()
 
     before = loss()
-    image_segmentation.train(model, images, masks, epochs=30)
+    image_segmentation.train(model, images, masks, 30, checkpoint)
     assert loss() < 0.9 * before
 
 

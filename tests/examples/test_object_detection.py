@@ -68,6 +68,11 @@ def own(tmp_path, content):
     return own
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    return object_detection.Checkpoint(tmp_path / "detection.pt", {}, resume=False)
+
+
 def test_a_run(run, tmp_path, capsys):
     ap, ap50 = run()
     printed = capsys.readouterr()
@@ -96,6 +101,39 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     assert a != c
 
 
+def test_an_interrupted_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
+    weights = "detection/model.safetensors"
+    whole = run("--epochs", 3, output="whole")
+    calls, augment = [], object_detection.augment
+
+    def interrupted(*batch):
+        calls.append(1)
+        if len(calls) == 5:  # in the last of three epochs of two batches each
+            raise KeyboardInterrupt
+        return augment(*batch)
+
+    monkeypatch.setattr(object_detection, "augment", interrupted)
+    with pytest.raises(SystemExit) as exit_info:
+        run("--epochs", 3)
+    assert exit_info.value.code == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    fails(capsys, lambda: run("--epochs", 4, "--resume"), "'epochs': 3", "this run has")
+
+    calls.clear()
+    assert run("--epochs", 3, "--resume") == whole
+    assert len(calls) == 2
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    fails(capsys, lambda: run("--resume"), "detection.pt", "no checkpoint to resume from")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of it"])
+def test_a_damaged_checkpoint_is_refused(content, run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "detection.pt").write_bytes(content)
+    fails(capsys, lambda: run("--resume"), "detection.pt: not a checkpoint, or a damaged one")
+    assert (tmp_path / "out" / "detection.pt").read_bytes() == content
+
+
 def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
     trained = []
     save = RTDetrForObjectDetection.save_pretrained
@@ -115,7 +153,7 @@ def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
     assert torch.equal(a.pred_boxes, b.pred_boxes)
 
 
-def test_training_lowers_the_loss():
+def test_training_lowers_the_loss(checkpoint):
     images, coco = object_detection.generate(8, 0, 64, seed=0)
     targets = [object_detection.make_target(coco, number) for number in range(8)]
     torch.manual_seed(0)
@@ -128,7 +166,7 @@ def test_training_lowers_the_loss():
         return model.train()(pixel_values=x, labels=targets).loss.item()
 
     before = loss()
-    object_detection.train(model, images, targets, epochs=20)
+    object_detection.train(model, images, targets, 20, checkpoint)
     assert loss() < 0.8 * before
 
 
@@ -189,13 +227,13 @@ def test_targets_are_shares_of_the_image():
     assert target["boxes"].tolist() == [pytest.approx([0.2, 0.2, 0.2, 0.2]), [0.5, 0.5, 1, 1]]
 
 
-def test_an_image_without_boxes():
+def test_an_image_without_boxes(checkpoint):
     target = object_detection.make_target(made_up([]), 0)
     assert target["class_labels"].shape == (0,)
     assert target["class_labels"].dtype == torch.long
     assert target["boxes"].shape == (0, 4)
     model = object_detection.make_model(["even", "odd"])
-    object_detection.train(model, torch.zeros(2, 3, 64, 64).byte(), [target, target], epochs=1)
+    object_detection.train(model, torch.zeros(2, 3, 64, 64).byte(), [target, target], 1, checkpoint)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
