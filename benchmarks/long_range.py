@@ -27,9 +27,15 @@ from torch_geometric.data import Dataset
 from benchmarks import peers
 from benchmarks.machine import describe
 from benchmarks.peers import MODELS, OURS, Network, at_root, num_parameters
-from benchmarks.report import machine_lines
-from benchmarks.runs import spread
-from benchmarks.training import accuracy, chosen, complete_cells, fit, make_loader
+from benchmarks.training import (
+    accuracy,
+    accuracy_cell,
+    chosen,
+    complete_cells,
+    fit,
+    heading,
+    make_loader,
+)
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 
 batch_size = 32
@@ -125,16 +131,13 @@ def table(runs: list[dict], task: str) -> str:
     ]
     for model in MODELS:
         cells = [
-            _cell(chosen(runs, task=task, distance=distance, model=model)) for distance in distances
+            accuracy_cell(chosen(runs, task=task, distance=distance, model=model))
+            for distance in distances
         ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     chance = [_chance(runs, task, distance) for distance in distances]
     lines.append(f"| chance | {' | '.join(chance)} |")
     return "\n".join(lines)
-
-
-def _cell(found: list[dict]) -> str:
-    return spread([100 * run["accuracy"] for run in found], ".1f") if found else ""
 
 
 def _chance(runs: list[dict], task: str, distance: int) -> str:
@@ -183,12 +186,7 @@ def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
 
 
 def report(machine: dict, runs: list[dict]) -> str:
-    sizes = sorted(run["num_parameters"] for run in runs)
-    seconds = sum(run["seconds"] for run in runs)
-    parts = [
-        "\n".join(machine_lines(machine)),
-        f"{len(runs)} runs, {seconds / 3600:.1f} hours; {sizes[0]:,} to {sizes[-1]:,} parameters",
-    ]
+    parts = ["\n".join(heading(machine, runs))]
     parts += [table(runs, task) for task in TASKS if any(run["task"] == task for run in runs)]
     return "\n\n".join(parts)
 

@@ -29,9 +29,15 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from benchmarks.peers import MODELS, at_graph, at_nodes, make_network, num_parameters
-from benchmarks.report import machine_lines
-from benchmarks.runs import spread
-from benchmarks.training import accuracy, chosen, complete_cells, fit, make_loader
+from benchmarks.training import (
+    accuracy,
+    accuracy_cell,
+    chosen,
+    complete_cells,
+    fit,
+    heading,
+    make_loader,
+)
 from groot_graph.transforms import PointsToGraph
 
 num_layers = 3
@@ -170,20 +176,14 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
 def table(machine: dict, runs: list[dict]) -> str:
     """Right answers in percent, as Markdown."""
     tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
-    sizes = sorted(run["num_parameters"] for run in runs)
     lines = [
-        *machine_lines(machine),
-        f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 3600:.1f} hours; "
-        f"{sizes[0]:,} to {sizes[-1]:,} parameters",
+        *heading(machine, runs),
         "",
         f"| right answers, % | {' | '.join(tasks)} |",
         f"|{(len(tasks) + 1) * ' --- |'}",
     ]
     for model in MODELS:
-        found = [chosen(runs, task=task, model=model) for task in tasks]
-        cells = [
-            spread([100 * run["accuracy"] for run in part], ".1f") if part else "" for part in found
-        ]
+        cells = [accuracy_cell(chosen(runs, task=task, model=model)) for task in tasks]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

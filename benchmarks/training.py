@@ -13,7 +13,8 @@ from torch_geometric.data import Batch, Data, Dataset
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from benchmarks.runs import complete
+from benchmarks.report import machine_lines
+from benchmarks.runs import complete, spread
 
 learning_rates = (3e-4, 1e-3, 3e-3)  # at the start, falling to zero along a cosine
 clip = 1.0  # of the gradient's norm
@@ -120,3 +121,16 @@ def chosen(runs: list[dict], **cell) -> list[dict]:
         return []
     best = min(first, key=lambda run: (-run["validation"], run["steps_taken"]))
     return [run for run in runs if run["learning_rate"] == best["learning_rate"]]
+
+
+def heading(machine: dict, runs: list[dict]) -> list[str]:
+    """Lines that say where the runs were made, how many, and how large the networks are."""
+    sizes = sorted(run["num_parameters"] for run in runs)
+    hours = sum(run["seconds"] for run in runs) / 3600
+    of_runs = f"{len(runs)} runs, {hours:.1f} hours; {sizes[0]:,} to {sizes[-1]:,} parameters"
+    return [*machine_lines(machine), of_runs]
+
+
+def accuracy_cell(runs: list[dict]) -> str:
+    """Right answers on the test set in percent; nothing where there are no runs."""
+    return spread([100 * run["accuracy"] for run in runs], ".1f") if runs else ""

@@ -2,7 +2,7 @@
 mix of gradients give what the reference gives for plain ones, and stay as they were."""
 
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import networkx as nx
 import pytest
@@ -400,6 +400,7 @@ def test_affinity_map(data, dtype, channels, seed):
     assert_near("affinity", found, expected, TOLERANCE[dtype])
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 @few
 @given(st.data(), st.integers(1, 6), st.integers(1, 6), seeds)
 def test_plots(data, height, width, seed):
@@ -438,6 +439,35 @@ def test_grootv(data, batch_size, height, width, seed):
     assert_near("logits", found, model(images.detach().contiguous()), 2e-4)
     found.sum().backward()
     assert (images.grad is not None) == images.requires_grad
+
+
+@lru_cache
+def untrained_grootl():
+    transformers = pytest.importorskip("transformers", minversion="5.5")
+    from groot_graph.models import GrootLForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 8, "state_size": 2, "num_hidden_layers": 2}
+    mamba = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+    return GrootLForCausalLM.from_mamba(mamba).eval()
+
+
+@few
+@given(st.data(), st.integers(1, 3), st.integers(1, 12), seeds)
+def test_grootl(data, batch_size, length, seed):
+    """A prompt that is padded on the left, in a batch of others, is read as alone."""
+    model, generator = untrained_grootl(), torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 20, (batch_size, length), generator=generator)
+    start = torch.tensor([data.draw(st.integers(0, length - 1)) for _ in range(batch_size)])
+    mask = (torch.arange(length) >= start[:, None]).long()
+    tokens, mask = (data.draw(edge_layouts)(tensor) for tensor in (tokens * mask, mask))
+    with unchanged(tokens, mask), torch.no_grad():
+        found = model(tokens, attention_mask=mask).logits
+        alone = [
+            model(row[None, first:]).logits[0] for row, first in zip(tokens, start, strict=True)
+        ]
+    for row, first, expected in zip(found, start, alone, strict=True):
+        assert_near("logits", row[first:], expected, 2e-4)
 
 
 @pytest.mark.parametrize("layout", [plain, transposed, strided, offset, broadcast])

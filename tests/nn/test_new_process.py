@@ -29,6 +29,15 @@ def untrained_grootv():
     return GrootV(channels=16, depths=[1, 1, 1, 1], num_classes=3).eval()
 
 
+def untrained_grootl():
+    transformers = pytest.importorskip("transformers", minversion="5.5")
+    from groot_graph.models import GrootLForCausalLM
+
+    sizes = {"vocab_size": 20, "hidden_size": 8, "state_size": 2, "num_hidden_layers": 2}
+    mamba = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+    return GrootLForCausalLM.from_mamba(mamba).eval()
+
+
 @pytest.mark.parametrize(
     ("make", "make_arguments"),
     [
@@ -36,8 +45,9 @@ def untrained_grootv():
         (lambda: TreeSSM(6), lambda: (torch.randn(5, 6), root_forest(edge_index[:, [0, 1, 2, 4]]))),
         (lambda: TreeTopology("euclidean"), lambda: (torch.randn(5, 6), edge_index)),
         (untrained_grootv, lambda: (torch.randn(1, 3, 32, 32),)),
+        (untrained_grootl, lambda: (torch.randint(1, 20, (2, 9)),)),
     ],
-    ids=["TreeSSMConv", "TreeSSM", "TreeTopology", "GrootV"],
+    ids=["TreeSSMConv", "TreeSSM", "TreeTopology", "GrootV", "GrootL"],
 )
 def test_a_new_process_computes_the_same(tmp_path, make, make_arguments):
     torch.manual_seed(0)
@@ -52,6 +62,8 @@ def test_a_new_process_computes_the_same(tmp_path, make, make_arguments):
     )
     assert finished.returncode == 0, finished.stderr
     found, expected = pickle.loads(returned.read_bytes()), model(*arguments)
+    if hasattr(expected, "logits"):
+        found, expected = found.logits, expected.logits
     if isinstance(expected, torch.Tensor):
         torch.testing.assert_close(found, expected)
     else:
