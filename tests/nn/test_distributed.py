@@ -11,6 +11,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.utils import erdos_renyi_graph
 
 from groot_graph.nn import TreeSSMConv
+from tests.processes import leave_group
 
 NUM_PROCESSES = 2
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,9 +45,7 @@ def in_one_of_the_processes(folder):
     step(layer, make_graphs()[rank::NUM_PROCESSES])
     grads = {name: parameter.grad for name, parameter in layer.module.named_parameters()}
     torch.save(grads, Path(folder) / f"{rank}.pt")
-    # Gloo of torch 2.6 hangs where a group is destroyed that has just sent something.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def test_gradients_of_two_processes_are_those_of_one_batch(tmp_path):

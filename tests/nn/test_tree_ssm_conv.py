@@ -16,6 +16,7 @@ from groot_graph.nn import TreeSSMConv, TreeTopology
 from tests.graphs import make_forest, random_graph
 from tests.nn.adjacencies import FORMS, adjacency_forms
 from tests.nn.modules import perturbed, pickled
+from tests.processes import leave_group
 
 EDGE_INDEX = torch.tensor([[0, 1, 2, 0], [1, 2, 3, 3]])
 NO_EDGES = torch.empty(2, 0, dtype=torch.long)
@@ -369,8 +370,7 @@ def train_on_one_rank(rank: int, folder: str) -> None:
     torch.save(grads, f"{folder}/{rank}.pt")
     # A model that outlives its group may wait for the thread of the group forever.
     del model
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def test_distributed_data_parallel(tmp_path):

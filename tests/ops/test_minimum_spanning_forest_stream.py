@@ -1,5 +1,4 @@
 import re
-import socket
 import weakref
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, minimum_spanning_forest_stream
 from tests.graphs import multigraphs, to_edge_index
+from tests.processes import free_port, leave_group
 
 
 def expected_of(edge_index, edge_weight, num_nodes):
@@ -115,24 +115,16 @@ def _in_process(rank, num_processes, port, folder):
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", address, rank=rank, world_size=num_processes)
-    try:
-        for case, (num_nodes, num_edges) in enumerate([(60, 500), (40, 3), (5, 0)]):
-            edges = random_edges(num_nodes, num_edges)
-            bounds = [num_edges * part // num_processes for part in range(num_processes + 1)]
-            first, last = bounds[rank : rank + 2]
-            part = edges[0][:, first:last], edges[1][first:last]
-            half = (last - first) // 2
-            chunks = [] if first == last else chunks_of(*part, [half, last - first - half])
-            found = minimum_spanning_forest_stream(chunks, num_nodes, dist.group.WORLD)
-            torch.save(found, f"{folder}/{case}-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    for case, (num_nodes, num_edges) in enumerate([(60, 500), (40, 3), (5, 0)]):
+        edges = random_edges(num_nodes, num_edges)
+        bounds = [num_edges * part // num_processes for part in range(num_processes + 1)]
+        first, last = bounds[rank : rank + 2]
+        part = edges[0][:, first:last], edges[1][first:last]
+        half = (last - first) // 2
+        chunks = [] if first == last else chunks_of(*part, [half, last - first - half])
+        found = minimum_spanning_forest_stream(chunks, num_nodes, dist.group.WORLD)
+        torch.save(found, f"{folder}/{case}-{rank}.pt")
+    leave_group()
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
@@ -172,8 +164,7 @@ def _failing(rank, port, folder):
         except (TypeError, ValueError) as error:
             said[name] = str(error)
     torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_what_fails_in_one_process_fails_in_all(tmp_path):
