@@ -160,10 +160,14 @@ def plot(runs: list[dict], path: Path) -> None:
     for ax, task in zip(axes[0], tasks, strict=True):
         for model in MODELS:
             _draw_line(ax, runs, task, model)
-        ax.set(title=task, xlabel="depth" if task == "tree" else "distance", ylim=(0, 103))
+        chance = {run["distance"]: 100 / run["num_classes"] for run in runs if run["task"] == task}
+        distances = sorted(chance)
+        ax.plot(distances, [chance[distance] for distance in distances], "k:", label="chance")
+        ax.set(title=task, xlabel="depth" if task == "tree" else "distance", ylim=(0, 104))
+        ax.set_xticks(distances)
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("right answers, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -177,10 +181,12 @@ def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
         for distance in TASKS[task].distances
     }
     found = {distance: scores for distance, scores in found.items() if scores}
-    color = f"C{list(MODELS).index(model)}"
-    style = {"linewidth": 3, "zorder": 3} if model == OURS else {"linewidth": 1.2}
+    number = list(MODELS).index(model)
+    color = f"C{number}"
+    # Wide and below the others, of which some lie on it.
+    style = {"linewidth": 7, "alpha": 0.5, "zorder": 1} if model == OURS else {"linewidth": 1.2}
     means = [mean(scores) for scores in found.values()]
-    ax.plot(list(found), means, "o-", label=model, color=color, **style)
+    ax.plot(list(found), means, "-" + "os^vDPX"[number], label=model, color=color, **style)
     for distance, scores in found.items():
         ax.plot([distance] * len(scores), scores, ".", color=color, alpha=0.4, markeredgewidth=0)
 
