@@ -26,7 +26,7 @@ from torch_geometric.data import Dataset
 
 from benchmarks import peers
 from benchmarks.machine import describe
-from benchmarks.peers import MODELS, OURS, Network, at_root, num_parameters
+from benchmarks.peers import OURS, Network, at_root, num_parameters
 from benchmarks.training import (
     accuracy,
     accuracy_cell,
@@ -40,6 +40,9 @@ from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeig
 
 batch_size = 32
 num_held_out = 500  # graphs to validate on, and as many to test on
+
+# A node asks with as many numbers as there are states.
+MODELS = {**peers.MODELS, OURS: peers.ours(state_size=64, expand=1)}
 
 
 # Tasks. -------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def one_per_class(dataset: Dataset) -> Dataset:
 
 def make_network(model: str, task: str, distance: int, dataset: Dataset) -> Network:
     num_layers = TASKS[task].num_layers(distance)
-    return peers.make_network(model, dataset[0], dataset.num_classes, num_layers, at_root)
+    return peers.make_network(MODELS[model], dataset[0], dataset.num_classes, num_layers, at_root)
 
 
 # One run. -----------------------------------------------------------------------------------------

