@@ -7,8 +7,15 @@ from torch.testing import assert_close
 DIRECTIONS = ("both", "up", "down")
 
 
+EPS = 1e-2  # of the variance of a state; beside it the norm of one or two channels stays smooth
+
+
 def directions(test):
     return pytest.mark.parametrize("direction", DIRECTIONS)(test)
+
+
+def norms(test):
+    return pytest.mark.parametrize("eps", [None, EPS], ids=["plain", "state_norm"])(test)
 
 
 def selective_operands(num_nodes, num_channels, state_size, dtype=torch.float64) -> dict:

@@ -7,7 +7,7 @@ from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_re
 from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
 from tests.cuda_host.sanitize import run_sanitized
 from tests.graphs import FOREST_KINDS, make_forest
-from tests.scans import assert_near, directions, selective_operands
+from tests.scans import EPS, assert_near, directions, norms, selective_operands
 
 REQUIRED = ("u", "delta", "A", "B", "C")
 OPTIONS = {
@@ -29,9 +29,9 @@ def options(test):
     return pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS.keys())(test)
 
 
-def with_gradients(scan, inputs, weight, forest, direction) -> dict:
+def with_gradients(scan, inputs, weight, forest, direction, eps=None) -> dict:
     leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
-    y = scan(**leaves, forest=forest, direction=direction)
+    y = scan(**leaves, forest=forest, direction=direction, state_norm_eps=eps)
     grads = torch.autograd.grad(
         y, list(leaves.values()), weight, allow_unused=True, materialize_grads=True
     )
@@ -40,17 +40,17 @@ def with_gradients(scan, inputs, weight, forest, direction) -> dict:
 
 
 def assert_equals_reference(
-    forest, num_channels, num_states, direction, names, dtype=torch.float64, **kernels
+    forest, num_channels, num_states, direction, names, dtype=torch.float64, eps=None, **kernels
 ):
     operands = selective_operands(forest.num_nodes, num_channels, num_states, dtype)
     inputs = {name: operands[name] for name in names}
     weight = torch.randn(forest.num_nodes, num_channels, dtype=torch.float64).to(dtype)
     with cuda_kernels(**kernels):
         forest = without_plan(forest)
-        actual = with_gradients(selective_tree_scan, inputs, weight, forest, direction)
+        actual = with_gradients(selective_tree_scan, inputs, weight, forest, direction, eps)
     exact = {name: value.double() for name, value in inputs.items()}
     expected = with_gradients(
-        selective_tree_scan_reference, exact, weight.double(), forest, direction
+        selective_tree_scan_reference, exact, weight.double(), forest, direction, eps
     )
     for name, value in actual.items():
         assert value.dtype == dtype
@@ -59,12 +59,13 @@ def assert_equals_reference(
 
 @directions
 @options
+@norms
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "N{}-D{}-S{}".format(*shape))
-def test_values_and_gradients_against_reference(shape, names, direction):
+def test_values_and_gradients_against_reference(shape, eps, names, direction):
     num_nodes, num_channels, num_states = shape
     for kind in FOREST_KINDS:
         forest = make_forest(kind, num_nodes)
-        assert_equals_reference(forest, num_channels, num_states, direction, names)
+        assert_equals_reference(forest, num_channels, num_states, direction, names, eps=eps)
 
 
 @directions
@@ -84,10 +85,11 @@ def test_long_chain(direction):
 
 
 @directions
+@norms
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_every_dtype(dtype, direction):
+def test_every_dtype(dtype, eps, direction):
     names, forest = OPTIONS["D-transition_delta"], make_forest("several", 150)
-    assert_equals_reference(forest, 33, 3, direction, names, dtype)
+    assert_equals_reference(forest, 33, 3, direction, names, dtype, eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -125,6 +127,8 @@ def test_of_nothing(shape, names, direction):
     num_nodes, num_channels, num_states = shape
     forest = make_forest("several", num_nodes)
     assert_equals_reference(forest, num_channels, num_states, direction, names)
+    if num_channels > 0:  # PyTorch normalizes no empty row
+        assert_equals_reference(forest, num_channels, num_states, direction, names, eps=EPS)
 
 
 @directions
@@ -156,7 +160,8 @@ def test_same_bits_in_any_order_of_threads(kind, direction):
 
 
 @directions
-def test_never_holds_the_states_of_all_nodes(direction):
+@norms
+def test_never_holds_the_states_of_all_nodes(eps, direction):
     num_nodes, num_channels, num_states = 3000, 8, 16
     inputs = selective_operands(num_nodes, num_channels, num_states, torch.float32)
     forest = root_forest(torch.stack([torch.arange(2999), torch.arange(1, 3000)]))
@@ -164,7 +169,7 @@ def test_never_holds_the_states_of_all_nodes(direction):
     with cuda_kernels(), seen_by(largest):
         forest = without_plan(forest)
         weight = torch.randn(num_nodes, num_channels)
-        with_gradients(selective_tree_scan, inputs, weight, forest, direction)
+        with_gradients(selective_tree_scan, inputs, weight, forest, direction, eps)
     assert largest.num_elements > num_nodes * num_channels
     assert largest.num_elements <= num_nodes * num_channels * num_states / 4
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from tests.gpu.cases import (
     with_gradients,
 )
 from tests.graphs import FOREST_KINDS, make_forest, random_graph
-from tests.scans import assert_near, directions, selective_operands
+from tests.scans import assert_near, directions, norms, selective_operands
 
 INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
@@ -191,8 +192,9 @@ def assert_tree_scan(edge_index, num_nodes, num_channels, dtype, direction, devi
     assert_scan(*functions, operands, edge_index, direction, device, tolerance)
 
 
-def assert_selective(edge_index, shape, dtype, direction, device, tolerance):
-    functions = selective_tree_scan, selective_tree_scan_reference
+def assert_selective(edge_index, shape, dtype, direction, device, tolerance, eps=None):
+    scans = selective_tree_scan, selective_tree_scan_reference
+    functions = [partial(scan, state_norm_eps=eps) for scan in scans]
     operands = selective_operands(*shape, dtype)
     assert_scan(*functions, operands, edge_index, direction, device, tolerance)
     required = {name: operands[name] for name in ("u", "delta", "A", "B", "C")}
@@ -221,11 +223,12 @@ SELECTIVE_SHAPES = [
 
 @directions
 @dtypes(FLOATS)
+@norms
 @kinds
-def test_selective_tree_scan(kind, dtype, direction, device):
+def test_selective_tree_scan(kind, eps, dtype, direction, device):
     for shape in SELECTIVE_SHAPES:
         edge_index = cached_forest_edges(kind, shape[0])
-        assert_selective(edge_index, shape, dtype, direction, device, TOLERANCE[dtype])
+        assert_selective(edge_index, shape, dtype, direction, device, TOLERANCE[dtype], eps)
 
 
 @directions

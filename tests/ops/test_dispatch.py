@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
 from groot_graph.ops import dispatch
 from tests.graphs import make_forest, random_graph
-from tests.scans import DIRECTIONS, selective_operands
+from tests.scans import DIRECTIONS, norms, selective_operands
 
 OPERATIONS = ("minimum_spanning_forest", "root_forest", "tree_scan", "selective_tree_scan")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -216,12 +216,13 @@ def test_opcheck_of_tree_scan(num_nodes, direction):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("has_options", [True, False], ids=["D-transition_delta", "plain"])
-def test_opcheck_of_selective_tree_scan(has_options, direction):
+@norms
+def test_opcheck_of_selective_tree_scan(eps, has_options, direction):
     forest = make_forest("several", 9)
     operands = list(make_operands(9, 3, 2, torch.float32).values())
     if not has_options:
         operands[5:] = [None, None]
-    tail = (*plain(forest), direction)
+    tail = (*plain(forest), direction, eps)
     opcheck(torch.ops.groot_graph.selective_tree_scan.default, (*operands, *tail))
     detached = [operand if operand is None else operand.detach() for operand in operands]
     opcheck(

@@ -32,15 +32,19 @@ def test_tree_scan(chain, direction, forward, backward):
     assert counted(run) == {"tree_scan": 5 * 3 * forward, "tree_scan_backward": 5 * 3 * backward}
 
 
-@pytest.mark.parametrize("direction, forward, backward", [("both", 11, 31), ("up", 7, 17)])
+@pytest.mark.parametrize(
+    "direction, eps, forward, backward",
+    [("both", None, 11, 31), ("up", None, 7, 17), ("both", 1e-5, 15, 48), ("up", 1e-5, 11, 30)],
+)
 @pytest.mark.parametrize("state_size", [1, 4])
-def test_selective_tree_scan(chain, direction, forward, backward, state_size):
+def test_selective_tree_scan(chain, direction, eps, forward, backward, state_size):
     u, delta = torch.rand(2, 5, 3, requires_grad=True).unbind()
     B, C = torch.rand(2, 5, state_size).unbind()
     A, D = -torch.rand(3, state_size), torch.rand(3)
 
     def run():
-        selective_tree_scan(u, delta, A, B, C, chain, D, direction).sum().backward()
+        y = selective_tree_scan(u, delta, A, B, C, chain, D, direction, state_norm_eps=eps)
+        y.sum().backward()
 
     assert counted(run) == {
         "selective_tree_scan": 5 * 3 * (state_size * forward + 3),

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from groot_graph import root_forest, selective_tree_scan, tree_scan
 from groot_graph.forest import Forest
-from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
+from groot_graph.ops.selective_tree_scan.reference import (
+    selective_tree_scan_backward_reference,
+    selective_tree_scan_reference,
+)
 from tests.graphs import FOREST_KINDS, forests, make_forest
-from tests.scans import DIRECTIONS, assert_near, directions, selective_operands
+from tests.scans import DIRECTIONS, EPS, assert_near, directions, norms, selective_operands
 
 IMPLEMENTATIONS = {"cpu": selective_tree_scan, "reference": selective_tree_scan_reference}
 OPERANDS = ("u", "delta", "A", "B", "C", "D", "transition_delta")
@@ -56,7 +61,7 @@ def make_inputs(num_nodes, num_channels, state_size, names=OPERANDS, dtype=torch
     return {name: operands[name] for name in names}
 
 
-def run(scan, inputs, forest, direction="both"):
+def run(scan, inputs, forest, direction="both", state_norm_eps=None):
     required = [inputs[name] for name in REQUIRED]
     return scan(
         *required,
@@ -64,6 +69,7 @@ def run(scan, inputs, forest, direction="both"):
         D=inputs.get("D"),
         direction=direction,
         transition_delta=inputs.get("transition_delta"),
+        state_norm_eps=state_norm_eps,
     )
 
 
@@ -98,12 +104,14 @@ def path_products(transition, parent, direction) -> np.ndarray:
     return products
 
 
-def brute_force_scan(inputs, parent, direction) -> torch.Tensor:
+def brute_force_scan(inputs, parent, direction, eps=None) -> torch.Tensor:
     u, delta, A, B, C = (inputs[name].numpy() for name in REQUIRED)
     transition_delta = inputs.get("transition_delta", inputs["delta"]).numpy()
     transition = np.exp(transition_delta[:, :, None] * A)
     x = (delta * u)[:, :, None] * B[:, None, :]
     h = np.einsum("ijds,jds->ids", path_products(transition, parent, direction), x)
+    if eps is not None and h.size:
+        h = (h - h.mean(axis=1, keepdims=True)) / np.sqrt(h.var(axis=1, keepdims=True) + eps)
     y = np.einsum("ids,is->id", h, C)
     return torch.from_numpy(y + inputs["D"].numpy() * u if "D" in inputs else y)
 
@@ -113,28 +121,31 @@ def brute_force_scan(inputs, parent, direction) -> torch.Tensor:
     num_channels=st.integers(0, 3),
     state_size=st.integers(1, 3),
     names=st.sampled_from(list(OPTIONS.values())),
+    eps=st.sampled_from([None, EPS]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=100)
-def test_equals_brute_force_over_all_paths(forest, num_channels, state_size, names, seed):
+@settings(max_examples=200)
+def test_equals_brute_force_over_all_paths(forest, num_channels, state_size, names, eps, seed):
     edge_index, num_nodes = forest
     forest = root_forest(edge_index, num_nodes=num_nodes)
     torch.manual_seed(seed)
     inputs = make_inputs(num_nodes, num_channels, state_size, names)
     for direction in DIRECTIONS:
-        expected = brute_force_scan(inputs, forest.parent.tolist(), direction)
+        expected = brute_force_scan(inputs, forest.parent.tolist(), direction, eps)
         for scan in IMPLEMENTATIONS.values():
-            assert_close(run(scan, inputs, forest, direction), expected, rtol=1e-9, atol=1e-9)
+            y = run(scan, inputs, forest, direction, eps)
+            assert_close(y, expected, rtol=1e-9, atol=1e-9)
 
 
 @implementations
 @directions
+@norms
 @pytest.mark.parametrize("kind", FOREST_KINDS)
-def test_equals_brute_force_on_named_forests(kind, direction, scan):
+def test_equals_brute_force_on_named_forests(kind, eps, direction, scan):
     forest = make_forest(kind, 17, root="last")
     inputs = make_inputs(17, 5, 3)
-    expected = brute_force_scan(inputs, forest.parent.tolist(), direction)
-    assert_close(run(scan, inputs, forest, direction), expected)
+    expected = brute_force_scan(inputs, forest.parent.tolist(), direction, eps)
+    assert_close(run(scan, inputs, forest, direction, eps), expected)
 
 
 @implementations
@@ -149,13 +160,15 @@ def test_takes_any_order_with_parents_before_children(direction, scan):
 
 @directions
 @options
+@norms
 @pytest.mark.parametrize("state_size", [1, 2], ids=lambda s: f"S{s}")
-def test_gradcheck(state_size, names, direction):
+def test_gradcheck(state_size, eps, names, direction):
     forest = make_forest("several", 7)
-    inputs = require_grad(make_inputs(7, 2, state_size, names))
+    inputs = require_grad(make_inputs(7, 3, state_size, names))
 
     def scan_of(*tensors):
-        return run(selective_tree_scan, dict(zip(names, tensors, strict=True)), forest, direction)
+        operands = dict(zip(names, tensors, strict=True))
+        return run(selective_tree_scan, operands, forest, direction, eps)
 
     assert gradcheck(scan_of, tuple(inputs.values()))
 
@@ -174,21 +187,22 @@ def test_gradcheck_of_one_operand(operand):
 
 
 @directions
+@norms
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
     "kind, num_nodes, num_channels, state_size", SHAPES, ids=lambda value: str(value)
 )
 def test_values_and_gradients_against_reference(
-    kind, num_nodes, num_channels, state_size, dtype, direction
+    kind, num_nodes, num_channels, state_size, dtype, eps, direction
 ):
     forest = make_forest(kind, num_nodes)
     inputs = require_grad(make_inputs(num_nodes, num_channels, state_size, dtype=dtype))
     weight = torch.randn(num_nodes, num_channels, dtype=torch.float64).to(dtype)
-    y = run(selective_tree_scan, inputs, forest, direction)
+    y = run(selective_tree_scan, inputs, forest, direction, eps)
     grads = gradients(y, inputs, weight)
 
     exact_inputs = require_grad({name: tensor.double() for name, tensor in inputs.items()})
-    exact_y = run(selective_tree_scan_reference, exact_inputs, forest, direction)
+    exact_y = run(selective_tree_scan_reference, exact_inputs, forest, direction, eps)
     exact_grads = gradients(exact_y, exact_inputs, weight.double())
 
     assert y.dtype == dtype
@@ -199,14 +213,43 @@ def test_values_and_gradients_against_reference(
 
 
 @options
-def test_gradients_of_every_option_against_reference(names):
+@norms
+def test_gradients_of_every_option_against_reference(eps, names):
     forest = make_forest("several", 63)
     inputs = require_grad(make_inputs(63, 17, 3, names))
     weight = torch.randn(63, 17, dtype=torch.float64)
-    actual = gradients(run(selective_tree_scan, inputs, forest), inputs, weight)
-    expected = gradients(run(selective_tree_scan_reference, inputs, forest), inputs, weight)
+    scans = selective_tree_scan, selective_tree_scan_reference
+    actual, expected = (
+        gradients(run(scan, inputs, forest, state_norm_eps=eps), inputs, weight) for scan in scans
+    )
     for name in names:
         assert_near(f"{name}.grad", actual[name], expected[name], 1e-10)
+
+
+@directions
+@options
+def test_gradients_of_the_reference_by_the_equations(names, direction):
+    forest = make_forest("several", 63)
+    inputs = require_grad(make_inputs(63, 17, 3, names))
+    weight = torch.randn(63, 17, dtype=torch.float64)
+    for eps in (None, EPS):
+        y = run(selective_tree_scan_reference, inputs, forest, direction, eps)
+        found = run(partial(selective_tree_scan_backward_reference, weight), inputs, forest,
+                    direction, eps)  # fmt: skip
+        grads = dict(zip(OPERANDS, found, strict=True))
+        for name, grad in gradients(y, inputs, weight).items():
+            assert_near(f"{name}.grad", grads[name], grad, 1e-10)
+
+
+def test_a_state_far_from_zero_is_normalized_to_full_precision():
+    forest = make_forest("isolated", 9)
+    inputs = make_inputs(9, 65, 2, REQUIRED, torch.float32)
+    inputs["u"] = inputs["u"] / 100 + 10
+    inputs["delta"] = torch.ones_like(inputs["delta"])
+    y = run(selective_tree_scan, inputs, forest, state_norm_eps=1e-6)
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    expected = run(selective_tree_scan_reference, exact, forest, state_norm_eps=1e-6)
+    assert_near("y", y, expected, 1e-3)  # of differences of a thousandth of the values
 
 
 @options
@@ -236,16 +279,18 @@ def test_half_inputs_with_float32_parameters(half):
 
 
 @directions
+@norms
 @pytest.mark.parametrize(
     "num_nodes, num_channels, state_size", [(0, 0, 1), (0, 3, 2), (5, 0, 2), (5, 3, 0)]
 )
-def test_of_nothing(num_nodes, num_channels, state_size, direction):
+def test_of_nothing(num_nodes, num_channels, state_size, eps, direction):
     forest = make_forest("several", num_nodes)
     inputs = require_grad(make_inputs(num_nodes, num_channels, state_size))
-    y = run(selective_tree_scan, inputs, forest, direction)
+    y = run(selective_tree_scan, inputs, forest, direction, eps)
     grads = gradients(y, inputs, torch.ones_like(y))
     assert_close(y, inputs["D"] * inputs["u"])
-    assert_close(run(selective_tree_scan_reference, inputs, forest, direction), y)
+    if num_channels > 0:  # PyTorch normalizes no empty row
+        assert_close(run(selective_tree_scan_reference, inputs, forest, direction, eps), y)
     assert [grads[name].shape for name in OPERANDS] == [inputs[n].shape for n in OPERANDS]
 
 
@@ -333,7 +378,8 @@ def test_long_trees_train(kind, direction):
 
 @implementations
 @directions
-def test_strided_inputs(direction, scan):
+@norms
+def test_strided_inputs(eps, direction, scan):
     forest = make_forest("several", 31)
     inputs = make_inputs(31, 5, 3)
     strided = {
@@ -341,8 +387,8 @@ def test_strided_inputs(direction, scan):
     }
     strided["delta"] = inputs["delta"].t().contiguous().t()
     assert not any(tensor.is_contiguous() for tensor in strided.values())
-    expected = run(scan, inputs, forest, direction)
-    assert_close(run(scan, strided, forest, direction), expected, rtol=0, atol=1e-14)
+    expected = run(scan, inputs, forest, direction, eps)
+    assert_close(run(scan, strided, forest, direction, eps), expected, rtol=0, atol=1e-13)
 
 
 @implementations
@@ -364,32 +410,36 @@ def test_expanded_inputs(direction, scan):
 
 @implementations
 @directions
-def test_inputs_are_not_changed(direction, scan):
+@norms
+def test_inputs_are_not_changed(eps, direction, scan):
     forest = make_forest("several", 31)
     inputs = require_grad(make_inputs(31, 5, 3))
     copies = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     weight = torch.randn(31, 5, dtype=torch.float64)
     weight_copy = weight.clone()
-    run(scan, inputs, forest, direction).backward(weight)
+    run(scan, inputs, forest, direction, eps).backward(weight)
     assert torch.equal(weight, weight_copy)
     for name in OPERANDS:
         assert torch.equal(inputs[name].detach(), copies[name])
 
 
 @directions
+@norms
 @pytest.mark.parametrize(
     "kind, num_nodes, num_channels, state_size",
     [("random", 1001, 65, 3), ("several", 2001, 17, 1), ("chain", 2001, 65, 16)],
     ids=lambda value: str(value),
 )
-def test_same_bits_with_any_number_of_threads(kind, num_nodes, num_channels, state_size, direction):
+def test_same_bits_with_any_number_of_threads(
+    kind, num_nodes, num_channels, state_size, eps, direction
+):
     forest = make_forest(kind, num_nodes)
     inputs = require_grad(make_inputs(num_nodes, num_channels, state_size, dtype=torch.float32))
     weight = torch.randn(num_nodes, num_channels)
     results = []
     for num_threads in (1, 2, 3, 2, 1):
         torch.set_num_threads(num_threads)
-        y = run(selective_tree_scan, inputs, forest, direction)
+        y = run(selective_tree_scan, inputs, forest, direction, eps)
         results.append((y, *gradients(y, inputs, weight).values()))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
@@ -430,6 +480,10 @@ def bad_operands():
         ("forest", Forest(ORDER, torch.tensor([1, 2, 0, 3, 4])), ValueError, ""),
         ("direction", None, TypeError, "NoneType"),
         ("direction", "sideways", ValueError, "sideways"),
+        ("state_norm_eps", "1e-5", TypeError, "str"),
+        ("state_norm_eps", True, TypeError, "bool"),
+        ("state_norm_eps", 0, ValueError, "0"),
+        ("state_norm_eps", float("nan"), ValueError, "nan"),
     ],
 )
 def test_bad_input_is_refused(argument, value, error, found):

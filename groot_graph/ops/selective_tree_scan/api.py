@@ -1,3 +1,5 @@
+import math
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -8,6 +10,7 @@ from groot_graph.ops.checks import (
     check_direction,
     check_floating,
     check_forest,
+    check_number,
     check_shape,
     computing_dtype,
 )
@@ -25,6 +28,7 @@ def selective_tree_scan(
     D: Tensor | None = None,
     direction: str = "both",
     transition_delta: Tensor | None = None,
+    state_norm_eps: float | None = None,
 ) -> Tensor:
     r"""Runs a selective state space model along a forest.
 
@@ -34,6 +38,14 @@ def selective_tree_scan(
         \mathbf{h}_i &= \sum_j \Big( \prod_{k \in \text{path}(i, j)} \bar{\mathbf{A}}_k \Big)
         \bar{\mathbf{x}}_j \\
         \mathbf{y}_i &= \mathbf{C}_i \mathbf{h}_i + \mathbf{D} \odot \mathbf{u}_i
+
+    With `state_norm_eps` :math:`\epsilon`, every state is normalized over the channels
+    before it is read:
+
+    .. math::
+        \mathbf{y}_i = \mathbf{C}_i \hat{\mathbf{h}}_i + \mathbf{D} \odot \mathbf{u}_i, \qquad
+        \hat{\mathbf{h}}_i = \frac{\mathbf{h}_i - \mathrm{mean}(\mathbf{h}_i)}
+        {\sqrt{\mathrm{var}(\mathbf{h}_i) + \epsilon}}
 
     On a chain rooted at its last node, direction :obj:`"up"`, it is the selective scan of Mamba.
     The states of all nodes, :obj:`[num_nodes, channels, state_size]`, are never held in memory at
@@ -51,6 +63,8 @@ def selective_tree_scan(
             as in :func:`groot_graph.tree_scan`. (default: :obj:`"both"`)
         transition_delta (Tensor, optional): The step :math:`\boldsymbol\Delta'` of the edge from
             every node to its parent, of shape :obj:`[num_nodes, channels]`. (default: `delta`)
+        state_norm_eps (float, optional): What is added to the variance of every state over the
+            channels. (default: states are not normalized)
 
     Returns:
         Tensor: :math:`\mathbf{y}`, of shape :obj:`[num_nodes, channels]` and the dtype of `u`. Half
@@ -58,7 +72,8 @@ def selective_tree_scan(
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
-        ValueError: If shapes, devices or the forest do not fit, or `direction` is unknown.
+        ValueError: If shapes, devices or the forest do not fit, `direction` is unknown, or
+            `state_norm_eps` is not positive and finite.
 
     Source:
         `arXiv 2406.02395 <https://arxiv.org/abs/2406.02395>`_, Section 3; the selective scan of
@@ -75,9 +90,10 @@ def selective_tree_scan(
     _check_operands(u, delta, A, B, C, D, transition_delta)
     check_forest(forest, u.size(0), u.device, "u")
     check_direction(direction)
+    _check_state_norm_eps(state_norm_eps)
     operands = _in_common_dtypes(u, delta, A, B, C, D, transition_delta)
     tensors = forest.order, forest.parent, scan_plan(forest)
-    return _selective_tree_scan(*operands, *tensors, direction).to(u.dtype)
+    return _selective_tree_scan(*operands, *tensors, direction, state_norm_eps).to(u.dtype)
 
 
 def _in_common_dtypes(u, delta, A, B, C, D, transition_delta) -> tuple:
@@ -98,6 +114,14 @@ def _in_common_dtypes(u, delta, A, B, C, D, transition_delta) -> tuple:
         None if D is None else D.to(dtype),
         None if transition_delta is None else transition_delta.to(node_dtype),
     )
+
+
+def _check_state_norm_eps(state_norm_eps) -> None:
+    if state_norm_eps is None:
+        return
+    check_number("state_norm_eps", state_norm_eps)
+    if not 0 < state_norm_eps < math.inf:
+        raise ValueError(f"'state_norm_eps' must be positive and finite, got {state_norm_eps}")
 
 
 def _check_operands(u, delta, A, B, C, D, transition_delta) -> None:
@@ -126,15 +150,19 @@ def _check_operands(u, delta, A, B, C, D, transition_delta) -> None:
     "groot_graph::selective_tree_scan",
     mutates_args=(),
     schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? transition_delta, Tensor order, Tensor parent, Tensor plan, str direction) -> Tensor",
+    "Tensor? transition_delta, Tensor order, Tensor parent, Tensor plan, str direction, "
+    "float? state_norm_eps) -> Tensor",
 )
-def _selective_tree_scan(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
+def _selective_tree_scan(
+    u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
+):
     compute = implementation("selective_tree_scan", u.device)
-    return compute(u, delta, A, B, C, Forest(order, parent, plan), D, direction, transition_delta)
+    forest = Forest(order, parent, plan)
+    return compute(u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
 
 @_selective_tree_scan.register_fake
-def _(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
+def _(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps):
     return u.new_empty(u.shape)
 
 
@@ -142,19 +170,19 @@ def _(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
     "groot_graph::selective_tree_scan_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? transition_delta, Tensor order, Tensor parent, Tensor plan, str direction) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? transition_delta, Tensor order, Tensor parent, Tensor plan, str direction, "
+    "float? state_norm_eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _selective_tree_scan_backward(
-    grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction
+    grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
     compute = implementation("selective_tree_scan", u.device, "_backward")
     forest = Forest(order, parent, plan)
-    return compute(grad, u, delta, A, B, C, forest, D, direction, transition_delta)
+    return compute(grad, u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
 
 @_selective_tree_scan_backward.register_fake
-def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction):
+def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps):
     nodes, states = u.new_empty(u.shape), B.new_empty(B.shape)
     return (
         nodes,
@@ -168,7 +196,7 @@ def _(grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, directi
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.direction = inputs
+    *tensors, ctx.direction, ctx.state_norm_eps = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -177,11 +205,11 @@ def _backward(ctx, grad):
     saved = ctx.saved_tensors
     D, transition_delta = saved[5:7]
     *grads, grad_D, grad_transition_delta = _selective_tree_scan_backward(
-        grad, *saved, ctx.direction
+        grad, *saved, ctx.direction, ctx.state_norm_eps
     )
     grad_D = None if D is None else grad_D
     grad_transition_delta = None if transition_delta is None else grad_transition_delta
-    return *grads, grad_D, grad_transition_delta, None, None, None, None
+    return *grads, grad_D, grad_transition_delta, None, None, None, None, None
 
 
 _selective_tree_scan.register_autograd(_backward, setup_context=_setup_context)
@@ -190,18 +218,22 @@ _selective_tree_scan.register_autograd(_backward, setup_context=_setup_context)
 @register_flop_formula(torch.ops.groot_graph.selective_tree_scan)
 def _flops(
     u_shape, delta_shape, A_shape, B_shape, C_shape, D_shape, transition_delta_shape, order_shape,
-    parent_shape, plan_shape, direction, **_
+    parent_shape, plan_shape, direction, state_norm_eps, **_
 ) -> int:  # fmt: skip
     # Each state: discretised by 3, scanned, read by 2. Each channel: its input, and D.
     scan = 6 if direction == "both" else 2
-    return u_shape[0] * (A_shape.numel() * (5 + scan) + 3 * A_shape[0])
+    # Mean, difference, square, sum.
+    norm = 0 if state_norm_eps is None else 4
+    return u_shape[0] * (A_shape.numel() * (5 + scan + norm) + 3 * A_shape[0])
 
 
 @register_flop_formula(torch.ops.groot_graph.selective_tree_scan_backward)
 def _backward_flops(
     grad_shape, u_shape, delta_shape, A_shape, B_shape, C_shape, D_shape, transition_delta_shape,
-    order_shape, parent_shape, plan_shape, direction, **_
+    order_shape, parent_shape, plan_shape, direction, state_norm_eps, **_
 ) -> int:  # fmt: skip
     # Each state: found again, scanned backwards, and eight more for what A, B, C, delta and u get.
     scan, transition = (6, 7) if direction == "both" else (2, 1)
-    return u_shape[0] * (A_shape.numel() * (12 + 2 * scan + transition) + 6 * A_shape[0])
+    # A scan more, the norm, two means of the gradient, two products less them.
+    norm = 0 if state_norm_eps is None else scan + 4 + 3 + 4
+    return u_shape[0] * (A_shape.numel() * (12 + 2 * scan + transition + norm) + 6 * A_shape[0])

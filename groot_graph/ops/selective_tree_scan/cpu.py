@@ -5,6 +5,9 @@ Upward and downward, a node's state lives in a slot only until the last of its c
 it: in the order of :func:`groot_graph.root_forest` that is O(log num_nodes) slots, and one for a
 chain. In both directions, and for the gradients, the states of one segment of trees are held for
 one block of channels and one of the `state_size` states at a time.
+
+States that are normalized are held one at a time for all nodes and channels, since their mean and
+deviation have to be known before any of them is read.
 """
 
 import numpy as np
@@ -53,13 +56,17 @@ def selective_tree_scan_cpu(
     D: Tensor | None,
     direction: str,
     transition_delta: Tensor | None,
+    state_norm_eps: float | None,
 ) -> Tensor:
     walked = walk(forest)
     operands = _flat_operands(u, delta, A, B, C, D, transition_delta)
     sizes = u.size(1), A.size(1)
     y = torch.empty(u.shape, dtype=u.dtype)
     num_units = walked.num_segments * _num_blocks(u.size(1))
-    if direction == "both":
+    if state_norm_eps is not None:
+        task = walked, DIRECTIONS[direction], sizes, operands
+        _normalized(num_units, *task, flat(y), _norm_scale(y, state_norm_eps))
+    elif direction == "both":
         run_in_chunks(_both, num_units, walked, sizes, operands, flat(y))
     else:
         kernel = _up if direction == "up" else _down
@@ -80,6 +87,7 @@ def selective_tree_scan_backward_cpu(
     D: Tensor | None,
     direction: str,
     transition_delta: Tensor | None,
+    state_norm_eps: float | None,
 ) -> tuple[Tensor, ...]:
     walked = walk(forest)
     operands = _flat_operands(u, delta, A, B, C, D, transition_delta)
@@ -91,25 +99,46 @@ def selective_tree_scan_backward_cpu(
     grad_A = torch.zeros(walked.num_segments, state_size, channels, dtype=u.dtype)
     grad_D = torch.zeros(walked.num_segments, channels, dtype=u.dtype)
     grad_B, grad_C = (
-        torch.zeros(num_blocks, num_nodes, state_size, dtype=u.dtype) for _ in range(2)
+        torch.zeros(max(1, num_blocks), num_nodes, state_size, dtype=u.dtype) for _ in range(2)
     )
     grads = (grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C, grad_D)
-    run_in_chunks(
-        _backward,
-        walked.num_segments * num_blocks,
-        walked,
-        DIRECTIONS[direction],
-        (channels, state_size),
-        operands,
-        flat(grad),
-        tuple(flat(tensor) for tensor in grads),
-    )
+    task = walked, DIRECTIONS[direction], (channels, state_size), operands
+    results = flat(grad), tuple(flat(tensor) for tensor in grads)
+    num_units = walked.num_segments * num_blocks
+    if state_norm_eps is None:
+        run_in_chunks(_backward, num_units, *task, *results)
+    else:
+        _normalized_backward(num_units, *task, *results, _norm_scale(u, state_norm_eps))
     if transition_delta is None:
         grad_delta += grad_step
     grad_A, grad_B, grad_C, grad_D = (
         torch.from_numpy(tensor.numpy().sum(axis=0)) for tensor in (grad_A, grad_B, grad_C, grad_D)
     )
     return grad_u, grad_delta, grad_A.t().contiguous(), grad_B, grad_C, grad_D, grad_step
+
+
+def _normalized(num_units, walked, direction, sizes, operands, y, scale) -> None:
+    h, num_nodes = np.empty_like(y), len(walked.order)
+    run_in_chunks(_skip, num_nodes, sizes, operands, y)
+    for s in range(sizes[1]):
+        task = sizes, operands, s, h
+        run_in_chunks(_states, num_units, walked, direction, *task)
+        run_in_chunks(_read_normalized, num_nodes, *task, scale, y)
+
+
+def _normalized_backward(num_units, walked, direction, sizes, operands, grad, grads, scale) -> None:
+    h, num_nodes, grad_C = np.empty_like(grad), len(walked.order), grads[5]
+    run_in_chunks(_skips_backward, num_units, walked, sizes, operands, grad, grads)
+    for s in range(sizes[1]):
+        task = sizes, operands, s, h
+        run_in_chunks(_states, num_units, walked, direction, *task)
+        run_in_chunks(_read_normalized_backward, num_nodes, *task, scale, grad, grad_C)
+        run_in_chunks(_states_backward, num_units, walked, direction, *task, grads)
+
+
+def _norm_scale(x: Tensor, eps: float) -> np.ndarray:
+    r"""A one, the share of a channel in a mean, and the `eps`, in the dtype of `x`."""
+    return np.array([1, 1 / max(1, x.size(1)), eps], flat(x).dtype)
 
 
 def _num_blocks(channels: int) -> int:
@@ -250,8 +279,7 @@ def _both(first_unit, last_unit, forest, sizes, operands, y):
                 store(y, row + channel, count, multiply(load(D, channel, count), value))
         for s in range(state_size):
             _discretise(forest, start, stop, first, last, sizes, operands, s, state, transition)
-            _walk_up(forest, start, stop, transition, state)
-            _walk_down_again(forest, start, stop, transition, state)
+            _scan_rows(forest, start, stop, BOTH, transition, state)
             for place in range(start, stop):
                 node, own = forest.order[place], (place - start) * CHANNELS_PER_BLOCK - first
                 for channel in range(first, last, lanes(u)):
@@ -277,20 +305,8 @@ def _backward(first_unit, last_unit, forest, direction, sizes, operands, grad, g
                     grad_y = load(grad, node * channels + channel, last - channel)
                     grad_h = multiply(grad_y, splat(C[node * state_size + s]))
                     store_whole(grad_x, own + channel, grad_h)
+            _scan_rows_backward(forest, start, stop, direction, transition, state, grad_x)
             slope = transition
-            if direction == UP:
-                _walk_up(forest, start, stop, transition, state)
-                _walk_down(forest, start, stop, transition, grad_x)
-                _slopes(forest, start, stop, transition, state, 0, grad_x, 1, slope)
-            elif direction == DOWN:
-                _walk_down(forest, start, stop, transition, state)
-                _walk_up(forest, start, stop, transition, grad_x)
-                _slopes(forest, start, stop, transition, state, 1, grad_x, 0, slope)
-            else:
-                _walk_up(forest, start, stop, transition, state)
-                _walk_up(forest, start, stop, transition, grad_x)
-                _walk_down_again_backward(forest, start, stop, transition, state, grad_x, slope)
-
             for place in range(start, stop):
                 node, own = forest.order[place], (place - start) * CHANNELS_PER_BLOCK - first
                 through_B, through_C = zeros(u), zeros(u)
@@ -314,6 +330,137 @@ def _backward(first_unit, last_unit, forest, direction, sizes, operands, grad, g
                 entry = (block * len(forest.order) + node) * state_size + s
                 grad_B[entry] = sum_of_lanes(through_B)
                 grad_C[entry] = sum_of_lanes(through_C)
+
+
+@njit(cache=True, nogil=True)
+def _states(first_unit, last_unit, forest, direction, sizes, operands, s, h):
+    r"""One of the states, of every node and channel."""
+    channels = sizes[0]
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last, _, _ = _unit(forest, channels, unit)
+        state = np.empty((stop - start) * CHANNELS_PER_BLOCK, h.dtype)
+        transition = np.empty_like(state)
+        _discretise(forest, start, stop, first, last, sizes, operands, s, state, transition)
+        _scan_rows(forest, start, stop, direction, transition, state)
+        for place in range(start, stop):
+            row, own = forest.order[place] * channels, (place - start) * CHANNELS_PER_BLOCK - first
+            for channel in range(first, last, lanes(h)):
+                store(h, row + channel, last - channel, load_whole(state, own + channel))
+
+
+@njit(cache=True, nogil=True)
+def _skip(first_node, last_node, sizes, operands, y):
+    r"""Begins y with D u."""
+    channels = sizes[0]
+    u, D = operands[0], operands[6]
+    for node in range(first_node, last_node):
+        row = node * channels
+        for channel in range(0, channels, lanes(u)):
+            count = channels - channel
+            value = multiply(load(D, channel, count), load(u, row + channel, count))
+            store(y, row + channel, count, value)
+
+
+@njit(cache=True, nogil=True)
+def _read_normalized(first_node, last_node, sizes, operands, s, h, scale, y):
+    r"""Adds C ĥ."""
+    channels, state_size = sizes
+    C = operands[5]
+    for node in range(first_node, last_node):
+        row = node * channels
+        deviation = _center(h, row, channels, scale)
+        weight = splat(C[node * state_size + s] / deviation)
+        for channel in range(0, channels, lanes(h)):
+            count = channels - channel
+            _add_product(y, row + channel, count, weight, load(h, row + channel, count))
+
+
+@njit(cache=True, nogil=True)
+def _read_normalized_backward(
+    first_node, last_node, sizes, operands, s, h, scale, grad, grad_C
+):  # fmt: skip
+    r"""C̄ = Σ ȳ ĥ, and h̄ = C (ȳ − mean(ȳ) − ĥ mean(ȳ ĥ)) / deviation, in the place of h."""
+    channels, state_size = sizes
+    C = operands[5]
+    for node in range(first_node, last_node):
+        row = node * channels
+        deviation = _center(h, row, channels, scale)
+        total, along = zeros(h), zeros(h)
+        for channel in range(0, channels, lanes(h)):
+            grad_y = load(grad, row + channel, channels - channel)
+            total = multiply_add(grad_y, splat(scale[0]), total)
+            along = multiply_add(grad_y, load(h, row + channel, channels - channel), along)
+        through_C = sum_of_lanes(along) / deviation
+        grad_C[node * state_size + s] = through_C
+        weight = splat(C[node * state_size + s] / deviation)
+        mean = splat(sum_of_lanes(total) * scale[1])
+        slope = splat(through_C * scale[1] / deviation)
+        for channel in range(0, channels, lanes(h)):
+            count = channels - channel
+            rest = subtract_product(load(grad, row + channel, count), mean, splat(scale[0]))
+            rest = subtract_product(rest, slope, load(h, row + channel, count))
+            store(h, row + channel, count, multiply(weight, rest))
+
+
+@njit(cache=True, nogil=True)
+def _center(h, row, channels, scale):
+    r"""Takes the mean off a row; returns its standard deviation."""
+    one, share, eps = splat(scale[0]), scale[1], scale[2]
+    total = zeros(h)
+    for channel in range(0, channels, lanes(h)):
+        total = multiply_add(load(h, row + channel, channels - channel), one, total)
+    mean = splat(sum_of_lanes(total) * share)
+    for channel in range(0, channels, lanes(h)):
+        count = channels - channel
+        store(
+            h,
+            row + channel,
+            count,
+            subtract_product(load(h, row + channel, count), mean, one),
+        )
+    squares = zeros(h)
+    for channel in range(0, channels, lanes(h)):
+        value = load(h, row + channel, channels - channel)
+        squares = multiply_add(value, value, squares)
+    return np.sqrt(sum_of_lanes(squares) * share + eps)
+
+
+@njit(cache=True, nogil=True)
+def _states_backward(first_unit, last_unit, forest, direction, sizes, operands, s, grad_h, grads):
+    r"""What h̄ of one of the states gives to the operands."""
+    channels, state_size = sizes
+    grad_B = grads[4]
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last, segment, block = _unit(forest, channels, unit)
+        state = np.empty((stop - start) * CHANNELS_PER_BLOCK, grad_h.dtype)
+        transition, grad_x = np.empty_like(state), np.empty_like(state)
+        _discretise(forest, start, stop, first, last, sizes, operands, s, state, transition)
+        for place in range(start, stop):
+            row, own = forest.order[place] * channels, (place - start) * CHANNELS_PER_BLOCK - first
+            for channel in range(first, last, lanes(grad_h)):
+                value = load(grad_h, row + channel, last - channel)
+                store_whole(grad_x, own + channel, value)
+        _scan_rows_backward(forest, start, stop, direction, transition, state, grad_x)
+        slope = transition
+        for place in range(start, stop):
+            node, own = forest.order[place], (place - start) * CHANNELS_PER_BLOCK - first
+            through_B = zeros(grad_h)
+            for channel in range(first, last, lanes(grad_h)):
+                scaled = _gather(
+                    node,
+                    s,
+                    channel,
+                    last - channel,
+                    segment,
+                    sizes,
+                    operands,
+                    grads,
+                    load_whole(grad_x, own + channel),
+                    load_whole(slope, own + channel),
+                )
+                through_B = multiply_add(load_whole(grad_x, own + channel), scaled, through_B)
+            entry = (block * len(forest.order) + node) * state_size + s
+            grad_B[entry] = sum_of_lanes(through_B)
 
 
 @njit(forceinline=True)
@@ -402,6 +549,35 @@ def _walk_down_again_backward(forest, start, stop, transition, rows, grad_rows, 
 
 
 @njit(cache=True, nogil=True)
+def _scan_rows(forest, start, stop, direction, transition, rows):
+    r"""From x to h."""
+    if direction == DOWN:
+        _walk_down(forest, start, stop, transition, rows)
+        return
+    _walk_up(forest, start, stop, transition, rows)
+    if direction == BOTH:
+        _walk_down_again(forest, start, stop, transition, rows)
+
+
+@njit(cache=True, nogil=True)
+def _scan_rows_backward(forest, start, stop, direction, transition, rows, grad_rows):
+    r"""From x and h̄ to h and x̄; leaves the slopes a ā where the transitions stood."""
+    slope = transition
+    if direction == UP:
+        _walk_up(forest, start, stop, transition, rows)
+        _walk_down(forest, start, stop, transition, grad_rows)
+        _slopes(forest, start, stop, transition, rows, 0, grad_rows, 1, slope)
+    elif direction == DOWN:
+        _walk_down(forest, start, stop, transition, rows)
+        _walk_up(forest, start, stop, transition, grad_rows)
+        _slopes(forest, start, stop, transition, rows, 1, grad_rows, 0, slope)
+    else:
+        _walk_up(forest, start, stop, transition, rows)
+        _walk_up(forest, start, stop, transition, grad_rows)
+        _walk_down_again_backward(forest, start, stop, transition, rows, grad_rows, slope)
+
+
+@njit(cache=True, nogil=True)
 def _slopes(forest, start, stop, transition, rows, rows_above, grad_rows, grad_above, slope):
     r"""a_i ā_i = a_i h x̄, where one of h and x̄ is taken at the node and the other at its parent."""
     for place in range(start, stop):
@@ -429,6 +605,14 @@ def _skip_backward(forest, start, stop, first, last, segment, channels, operands
             store(grad_u, row + channel, count, multiply(load(D, channel, count), grad_y))
             value = load(u, row + channel, count)
             _add_product(grad_D, segment * channels + channel, count, grad_y, value)
+
+
+@njit(cache=True, nogil=True)
+def _skips_backward(first_unit, last_unit, forest, sizes, operands, grad, grads):
+    channels = sizes[0]
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last, segment, _ = _unit(forest, channels, unit)
+        _skip_backward(forest, start, stop, first, last, segment, channels, operands, grad, grads)
 
 
 @njit(forceinline=True)

@@ -1,11 +1,13 @@
 r"""The scan along segments, as CUDA kernels that make inputs and transitions on the way."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from groot_graph.forest import Forest
 from groot_graph.ops.checks import computing_dtype
 from groot_graph.ops.kernels import C_TYPES, on_current_stream
+from groot_graph.ops.tree_scan.cuda import tree_scan_backward_cuda, tree_scan_cuda
 from groot_graph.ops.walks import MOST_WALKING_THREADS, Walks
 
 # Channels whose gradients of B and C a warp adds up.
@@ -25,7 +27,12 @@ def selective_tree_scan_cuda(
     D: Tensor | None = None,
     direction: str = "both",
     transition_delta: Tensor | None = None,
+    state_norm_eps: float | None = None,
 ) -> Tensor:
+    if state_norm_eps is not None:
+        return _normalized(
+            u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
+        )
     inputs = _inputs(u, delta, A, B, C, D, transition_delta, grad=None)
     dtype = computing_dtype(u)
     y = torch.empty_like(inputs[0], dtype=dtype)
@@ -56,7 +63,11 @@ def selective_tree_scan_backward_cuda(
     D: Tensor | None,
     direction: str,
     transition_delta: Tensor | None,
+    state_norm_eps: float | None = None,
 ) -> tuple[Tensor, ...]:
+    if state_norm_eps is not None:
+        operands = u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
+        return _normalized_backward(grad, *operands)
     inputs = _inputs(u, delta, A, B, C, D, transition_delta, grad)
     dtype, (num_nodes, num_channels), num_states = computing_dtype(u), u.shape, A.size(1)
     group_size = min(_power_of_two(num_channels), LARGEST_GROUP)
@@ -94,6 +105,61 @@ def selective_tree_scan_backward_cuda(
         grad_D,
         grad_step.to(u.dtype),
     )
+
+
+def _normalized(u, delta, A, B, C, forest, D, direction, transition_delta, eps) -> Tensor:
+    r"""One state after the other, each held for all nodes and channels: their mean and deviation
+    have to be known before any of them is read.
+    """
+    dtype = computing_dtype(u)
+    y = torch.zeros_like(u, dtype=dtype) if D is None else D * u
+    for s in range(A.size(1)):
+        x, transition = _discretise(u, delta, A, B, transition_delta, s)
+        h = tree_scan_cuda(x, transition, forest, direction)
+        y += C[:, s, None] * F.layer_norm(h, h.shape[1:], eps=eps)
+    return y.to(u.dtype)
+
+
+def _normalized_backward(
+    grad, u, delta, A, B, C, forest, D, direction, transition_delta, eps
+) -> tuple[Tensor, ...]:
+    dtype = computing_dtype(u)
+    step = delta if transition_delta is None else transition_delta
+    grad, scaled = grad.to(dtype), delta.to(dtype) * u
+    grad_scaled, grad_step = (torch.zeros_like(scaled) for _ in range(2))
+    grad_A, grad_B, grad_C = (torch.zeros_like(value, dtype=dtype) for value in (A, B, C))
+    for s in range(A.size(1)):
+        x, transition = _discretise(u, delta, A, B, transition_delta, s)
+        h = tree_scan_cuda(x, transition, forest, direction)
+        normalized, mean, scale = torch.native_layer_norm(h, h.shape[1:], None, None, eps)
+        grad_C[:, s] = (grad * normalized).sum(1)
+        grad_h, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad * C[:, s, None], h, h.shape[1:], mean, scale, None, None, [True, False, False]
+        )
+        grad_x, grad_transition = tree_scan_backward_cuda(
+            grad_h, x, transition, h, forest, direction
+        )
+        grad_exponent = grad_transition * transition
+        grad_scaled += grad_x * B[:, s, None]
+        grad_step += grad_exponent * A[:, s]
+        grad_A[:, s] = (grad_exponent * step).sum(0)
+        grad_B[:, s] = (grad_x * scaled).sum(1)
+    grad_u, grad_delta = grad_scaled * delta, grad_scaled * u
+    grad_D = (grad * u).sum(0)
+    if D is not None:
+        grad_u += grad * D
+    if transition_delta is None:
+        grad_delta += grad_step
+    half = (value.to(u.dtype) for value in (grad_u, grad_delta, grad_B, grad_C, grad_step))
+    grad_u, grad_delta, grad_B, grad_C, grad_step = half
+    return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_step
+
+
+def _discretise(u, delta, A, B, transition_delta, s) -> tuple[Tensor, Tensor]:
+    r"""Inputs Δ B u and transitions exp(Δ' A) of one of the states."""
+    dtype = computing_dtype(u)
+    step = delta if transition_delta is None else transition_delta
+    return delta.to(dtype) * u * B[:, s, None], (step.to(dtype) * A[:, s]).exp()
 
 
 def _inputs(u, delta, A, B, C, D, transition_delta, grad) -> tuple:
