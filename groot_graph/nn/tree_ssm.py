@@ -8,7 +8,6 @@ from torch.nn import LayerNorm, Linear, Parameter
 
 from groot_graph.forest import Forest
 from groot_graph.nn.checks import check_dt_rank, check_features
-from groot_graph.nn.parts import num_in_cache, works_in_parts
 from groot_graph.ops import selective_tree_scan, tree_scan
 from groot_graph.ops.checks import (
     check_bool,
@@ -51,8 +50,8 @@ class TreeSSM(torch.nn.Module):
         direction (str, optional): Whom a node hears: its whole tree (:obj:`"both"`), its subtree
             (:obj:`"up"`) or its ancestors (:obj:`"down"`). (default: :obj:`"both"`)
         state_norm (bool, optional): If set to :obj:`True`, the states :math:`\mathbf{h}` pass a
-            layer normalization over the channels, and :obj:`[num_nodes, channels, state_size]` is
-            held in memory; otherwise :math:`\mathrm{norm}` is the identity. (default: :obj:`False`)
+            layer normalization over the channels; otherwise :math:`\mathrm{norm}` is the identity.
+            (default: :obj:`False`)
         dt_min (float, optional): The least initial :math:`\mathbf{\Delta}`. (default: :obj:`0.001`)
         dt_max (float, optional): The greatest initial :math:`\mathbf{\Delta}`. (default:
             :obj:`0.1`)
@@ -193,24 +192,15 @@ class TreeSSM(torch.nn.Module):
         forest: Forest,
         norm: LayerNorm,
     ) -> Tensor:
-        drive, y = delta * u, D * u
-        for A_part, B_part, C_part in zip(*self._parts(A, B, C), strict=True):
-            x = drive.unsqueeze(1) * B_part.unsqueeze(2)  # [num_nodes, states, channels]
-            transition = (delta.unsqueeze(1) * A_part.t()).exp()
-            h = tree_scan(x.flatten(1), transition.flatten(1), forest, self.direction).view_as(x)
+        if self.state_size == 1:
+            h = tree_scan(delta * u * B, (delta * A.t()).exp(), forest, self.direction)
             weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
-            h = F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps)
-            y = y + (h * C_part.unsqueeze(2)).sum(dim=1)
-        return y
-
-    def _parts(self, A: Tensor, B: Tensor, C: Tensor) -> list[tuple[Tensor, ...]]:
-        r"""The states in parts, which do not depend on each other; on a CPU as many at once as its
-        cache holds.
-        """
-        size = self.state_size
-        if works_in_parts(B):
-            size = min(size, num_in_cache(B.size(0) * self.channels))
-        return [operand.split(size, dim=1) for operand in (A, B, C)]
+            return C * F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps) + D * u
+        # Without the states of all nodes in memory.
+        y = selective_tree_scan(
+            u, delta, A, B, C, forest, direction=self.direction, state_norm_eps=norm.eps
+        )
+        return norm.weight * y + norm.bias * C.sum(dim=1, keepdim=True) + D * u
 
     def __repr__(self) -> str:
         return (

@@ -76,7 +76,7 @@ class TreeSSMConv(MessagePassing):
         aggr (str or [str] or Aggregation, optional): The aggregation of the neighbors in the mix;
             several get one weight each. :obj:`None` leaves the mix out. (default: :obj:`"mean"`)
         state_norm (bool, optional): If set to :obj:`False`, the states are not normalized, which
-            saves memory where `state_size` is large. (default: :obj:`True`)
+            saves time. (default: :obj:`True`)
         bias (bool, optional): If set to :obj:`True`, the in- and out-projection learn an additive
             bias. (default: :obj:`False`)
         **kwargs (optional): Additional arguments of
