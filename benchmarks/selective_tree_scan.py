@@ -132,6 +132,43 @@ def _gradients(output: torch.Tensor, grad: torch.Tensor, leaves: dict[str, torch
     return torch.autograd.grad(output, tuple(leaves.values()), grad)
 
 
+@row(
+    "chain of {tokens} tokens, {channels} channels, {states} normalized states, both, forward and "
+    "backward",
+    speedup(),
+    {"tokens": 2048, "channels": 128, "states": 64},
+    SMOKE,
+)
+def normalized_forward_and_backward(repeats: int, tokens: int, channels: int, states: int):
+    operands = _operands(tokens, channels, states)
+    leaves = {name: getattr(operands, name).requires_grad_() for name in ("u", "delta", *"ABCD")}
+    grad = torch.randn(tokens, channels, generator=torch.Generator().manual_seed(1))
+    eps = 1e-5
+
+    def ours():
+        y = groot_graph.selective_tree_scan(**leaves, forest=operands.forest, state_norm_eps=eps)
+        return _gradients(y, grad, leaves)
+
+    def peer():
+        y = _normalized_in_pytorch(**leaves, forest=operands.forest, eps=eps)
+        return _gradients(y, grad, leaves)
+
+    name_of_peer = "tree_scan and PyTorch"
+    for name, found, expected in zip(leaves, ours(), peer(), strict=True):
+        check_close(f"gradient of {name}, ours and {name_of_peer}", found, expected, 1e-3)
+    seconds = interleave({"ours": ours, name_of_peer: peer}, repeats)
+    note = "the peer holds [N, S, D]: tree_scan over it, and PyTorch's layer_norm"
+    return [Measurement(seconds.pop("ours"), seconds, note=note)]
+
+
+def _normalized_in_pytorch(u, delta, A, B, C, D, forest, eps) -> torch.Tensor:
+    x = (delta * u).unsqueeze(1) * B.unsqueeze(2)
+    transition = (delta.unsqueeze(1) * A.t()).exp()
+    h = groot_graph.tree_scan(x.flatten(1), transition.flatten(1), forest).view_as(x)
+    h = torch.nn.functional.layer_norm(h, u.shape[1:], eps=eps)
+    return (h * C.unsqueeze(2)).sum(dim=1) + D * u
+
+
 @row(TITLE + "peak extra memory of forward", cost(goal=1 / 8), FULL, SMOKE)
 def memory(repeats: int, tokens: int, channels: int, states: int) -> list[Measurement]:
     """Bytes beyond operands and output, in a fresh process, against [N, D, S]."""
