@@ -376,9 +376,7 @@ def _read_normalized(first_node, last_node, sizes, operands, s, h, scale, y):
 
 
 @njit(cache=True, nogil=True)
-def _read_normalized_backward(
-    first_node, last_node, sizes, operands, s, h, scale, grad, grad_C
-):  # fmt: skip
+def _read_normalized_backward(first_node, last_node, sizes, operands, s, h, scale, grad, grad_C):
     r"""C̄ = Σ ȳ ĥ, and h̄ = C (ȳ − mean(ȳ) − ĥ mean(ȳ ĥ)) / deviation, in the place of h."""
     channels, state_size = sizes
     C = operands[5]
@@ -404,7 +402,7 @@ def _read_normalized_backward(
 
 @njit(cache=True, nogil=True)
 def _center(h, row, channels, scale):
-    r"""Takes the mean off a row; returns its standard deviation."""
+    r"""Takes the mean off a row; returns its deviation, the root of variance and eps."""
     one, share, eps = splat(scale[0]), scale[1], scale[2]
     total = zeros(h)
     for channel in range(0, channels, lanes(h)):
@@ -412,12 +410,8 @@ def _center(h, row, channels, scale):
     mean = splat(sum_of_lanes(total) * share)
     for channel in range(0, channels, lanes(h)):
         count = channels - channel
-        store(
-            h,
-            row + channel,
-            count,
-            subtract_product(load(h, row + channel, count), mean, one),
-        )
+        centered = subtract_product(load(h, row + channel, count), mean, one)
+        store(h, row + channel, count, centered)
     squares = zeros(h)
     for channel in range(0, channels, lanes(h)):
         value = load(h, row + channel, channels - channel)
@@ -609,6 +603,7 @@ def _skip_backward(forest, start, stop, first, last, segment, channels, operands
 
 @njit(cache=True, nogil=True)
 def _skips_backward(first_unit, last_unit, forest, sizes, operands, grad, grads):
+    r"""That of every unit."""
     channels = sizes[0]
     for unit in range(first_unit, last_unit):
         start, stop, first, last, segment, _ = _unit(forest, channels, unit)
