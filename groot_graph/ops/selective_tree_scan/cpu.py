@@ -309,27 +309,15 @@ def _backward(first_unit, last_unit, forest, direction, sizes, operands, grad, g
             slope = transition
             for place in range(start, stop):
                 node, own = forest.order[place], (place - start) * CHANNELS_PER_BLOCK - first
-                through_B, through_C = zeros(u), zeros(u)
+                through_C = zeros(u)
                 for channel in range(first, last, lanes(u)):
                     grad_y = load(grad, node * channels + channel, last - channel)
-                    h = load_whole(state, own + channel)
-                    through_C = multiply_add(grad_y, h, through_C)
-                    scaled = _gather(
-                        node,
-                        s,
-                        channel,
-                        last - channel,
-                        segment,
-                        sizes,
-                        operands,
-                        grads,
-                        load_whole(grad_x, own + channel),
-                        load_whole(slope, own + channel),
-                    )
-                    through_B = multiply_add(load_whole(grad_x, own + channel), scaled, through_B)
+                    through_C = multiply_add(grad_y, load_whole(state, own + channel), through_C)
                 entry = (block * len(forest.order) + node) * state_size + s
-                grad_B[entry] = sum_of_lanes(through_B)
                 grad_C[entry] = sum_of_lanes(through_C)
+                grad_B[entry] = _gather_row(
+                    node, s, own, first, last, segment, sizes, operands, grads, grad_x, slope
+                )
 
 
 @njit(cache=True, nogil=True)
@@ -438,23 +426,10 @@ def _states_backward(first_unit, last_unit, forest, direction, sizes, operands, 
         slope = transition
         for place in range(start, stop):
             node, own = forest.order[place], (place - start) * CHANNELS_PER_BLOCK - first
-            through_B = zeros(grad_h)
-            for channel in range(first, last, lanes(grad_h)):
-                scaled = _gather(
-                    node,
-                    s,
-                    channel,
-                    last - channel,
-                    segment,
-                    sizes,
-                    operands,
-                    grads,
-                    load_whole(grad_x, own + channel),
-                    load_whole(slope, own + channel),
-                )
-                through_B = multiply_add(load_whole(grad_x, own + channel), scaled, through_B)
             entry = (block * len(forest.order) + node) * state_size + s
-            grad_B[entry] = sum_of_lanes(through_B)
+            grad_B[entry] = _gather_row(
+                node, s, own, first, last, segment, sizes, operands, grads, grad_x, slope
+            )
 
 
 @njit(forceinline=True)
@@ -608,6 +583,20 @@ def _skips_backward(first_unit, last_unit, forest, sizes, operands, grad, grads)
     for unit in range(first_unit, last_unit):
         start, stop, first, last, segment, _ = _unit(forest, channels, unit)
         _skip_backward(forest, start, stop, first, last, segment, channels, operands, grad, grads)
+
+
+@njit(forceinline=True)
+def _gather_row(node, s, own, first, last, segment, sizes, operands, grads, grad_x, slope):
+    r"""Adds what x̄ and a ā of a node give to u, Δ, Δ' and A; returns what they give to B."""
+    through_B = zeros(grad_x)
+    for channel in range(first, last, lanes(grad_x)):
+        value = load_whole(grad_x, own + channel)
+        own_slope = load_whole(slope, own + channel)
+        scaled = _gather(
+            node, s, channel, last - channel, segment, sizes, operands, grads, value, own_slope
+        )
+        through_B = multiply_add(value, scaled, through_B)
+    return sum_of_lanes(through_B)
 
 
 @njit(forceinline=True)
