@@ -1,7 +1,8 @@
 r"""``python -m benchmarks.long_range_cost``: what a step of benchmarks.long_range costs.
 
 Time and peak extra memory of a training step on 32 graphs, the networks in turns; and the time per
-node of a step of ours on rings of a thousand to a million nodes.
+node of a step of ours on rings of a thousand nodes and more. Writes what it has to --json as it
+goes.
 """
 
 import argparse
@@ -106,11 +107,17 @@ def report(machine: dict, costs: list[dict], growth: list[dict]) -> str:
     return "\n\n".join([*parts, growth_table(growth)])
 
 
+def write(path: Path | None, results: dict) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_range_cost")
     parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
     parser.add_argument("--distance", action="append", type=int, help="only this one")
-    parser.add_argument("--nodes", type=int, default=10**6, help="of the largest ring (1,000,000)")
+    parser.add_argument("--nodes", type=int, default=10**5, help="of the largest ring (100,000)")
     parser.add_argument("--repeats", type=int, default=7, help="of every step (7)")
     parser.add_argument("--json", type=Path, help="write what is measured here")
     args = parser.parse_args(argv)
@@ -129,17 +136,14 @@ def main(argv: list[str] | None = None) -> dict:
         for distance in TASKS[task].distances
         if not args.distance or distance in args.distance
     ]
-    costs = [
-        cost
-        for task, distance in tqdm(wanted, desc="steps")
-        for cost in measure_cost(task, distance, list(MODELS), args.repeats)
-    ]
+    results = {"machine": machine, "costs": [], "growth": []}
+    for task, distance in tqdm(wanted, desc="steps"):
+        results["costs"] += measure_cost(task, distance, list(MODELS), args.repeats)
+        write(args.json, results)
     sizes = [10**digits for digits in range(3, len(str(args.nodes)))]
-    growth = [measure_growth(size, args.repeats) for size in tqdm(sizes, desc="rings")]
-    results = {"machine": machine, "costs": costs, "growth": growth}
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    for size in tqdm(sizes, desc="rings"):
+        results["growth"].append(measure_growth(size, args.repeats))
+        write(args.json, results)
     print(report(**results))
     return results
 
