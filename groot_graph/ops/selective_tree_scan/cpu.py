@@ -119,7 +119,7 @@ def selective_tree_scan_backward_cpu(
 
 def _normalized(num_units, walked, direction, sizes, operands, y, scale) -> None:
     h, num_nodes = np.empty_like(y), len(walked.order)
-    run_in_chunks(_skip, num_nodes, sizes, operands, y)
+    run_in_chunks(_skips, num_units, walked, sizes, operands, y)
     for s in range(sizes[1]):
         task = sizes, operands, s, h
         run_in_chunks(_states, num_units, walked, direction, *task)
@@ -266,17 +266,12 @@ def _down(first_unit, last_unit, forest, slots, num_slots, sizes, operands, y):
 @njit(cache=True, nogil=True)
 def _both(first_unit, last_unit, forest, sizes, operands, y):
     channels, state_size = sizes
-    u, _, _, _, _, C, D = operands
+    u, C = operands[0], operands[5]
     for unit in range(first_unit, last_unit):
         start, stop, first, last, _, _ = _unit(forest, channels, unit)
         state = np.empty((stop - start) * CHANNELS_PER_BLOCK, u.dtype)
         transition = np.empty_like(state)
-        for place in range(start, stop):
-            row = forest.order[place] * channels
-            for channel in range(first, last, lanes(u)):
-                count = last - channel
-                value = load(u, row + channel, count)
-                store(y, row + channel, count, multiply(load(D, channel, count), value))
+        _skip(forest, start, stop, first, last, channels, operands, y)
         for s in range(state_size):
             _discretise(forest, start, stop, first, last, sizes, operands, s, state, transition)
             _scan_rows(forest, start, stop, BOTH, transition, state)
@@ -337,16 +332,24 @@ def _states(first_unit, last_unit, forest, direction, sizes, operands, s, h):
 
 
 @njit(cache=True, nogil=True)
-def _skip(first_node, last_node, sizes, operands, y):
+def _skip(forest, start, stop, first, last, channels, operands, y):
     r"""Begins y with D u."""
-    channels = sizes[0]
     u, D = operands[0], operands[6]
-    for node in range(first_node, last_node):
-        row = node * channels
-        for channel in range(0, channels, lanes(u)):
-            count = channels - channel
-            value = multiply(load(D, channel, count), load(u, row + channel, count))
-            store(y, row + channel, count, value)
+    for place in range(start, stop):
+        row = forest.order[place] * channels
+        for channel in range(first, last, lanes(u)):
+            count = last - channel
+            value = load(u, row + channel, count)
+            store(y, row + channel, count, multiply(load(D, channel, count), value))
+
+
+@njit(cache=True, nogil=True)
+def _skips(first_unit, last_unit, forest, sizes, operands, y):
+    r"""That of every unit."""
+    channels = sizes[0]
+    for unit in range(first_unit, last_unit):
+        start, stop, first, last, _, _ = _unit(forest, channels, unit)
+        _skip(forest, start, stop, first, last, channels, operands, y)
 
 
 @njit(cache=True, nogil=True)
