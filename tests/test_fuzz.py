@@ -37,7 +37,7 @@ from groot_graph.visualization import (
 )
 from tests.graphs import forests, multigraphs, to_edge_index
 from tests.nn.test_tree_ssm import line_to_root, plain_loop
-from tests.scans import DIRECTIONS, assert_near
+from tests.scans import DIRECTIONS, EPS, assert_near
 
 fuzz = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -244,15 +244,14 @@ def test_selective_tree_scan(data, dtype, channels, state_size, direction, seed)
         if data.draw(st.booleans()):
             del shapes[name]
     operands = {name: draw_tensor(data, shape, dtype, generator) for name, shape in shapes.items()}
-    # PyTorch, and so the reference, normalizes no empty row.
-    eps = data.draw(st.sampled_from([None, 1e-2])) if D > 0 else None
-    settings = {"forest": forest, "direction": direction, "state_norm_eps": eps}
+    eps = data.draw(st.sampled_from([None, EPS]))
+    others = {"forest": forest, "direction": direction, "state_norm_eps": eps}
 
     def reference(**operands):
-        return selective_tree_scan_reference(**operands, **settings)
+        return selective_tree_scan_reference(**operands, **others)
 
     with unchanged(*operands.values(), forest.order, forest.parent):
-        found = selective_tree_scan(**operands, **settings)
+        found = selective_tree_scan(**operands, **others)
         check_like_reference(found, operands, reference, dtype)
 
 
