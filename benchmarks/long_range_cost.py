@@ -6,7 +6,6 @@ goes.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import in_fresh_process, interleave, peak_extra_memory
 from benchmarks.peers import OURS
 from benchmarks.report import machine_lines
+from benchmarks.runs import write
 from benchmarks.training import train_step
 from groot_graph.datasets import RingTransfer
 
@@ -107,12 +107,6 @@ def report(machine: dict, costs: list[dict], growth: list[dict]) -> str:
     return "\n\n".join([*parts, growth_table(growth)])
 
 
-def write(path: Path | None, results: dict) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_range_cost")
     parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
@@ -139,11 +133,13 @@ def main(argv: list[str] | None = None) -> dict:
     results = {"machine": machine, "costs": [], "growth": []}
     for task, distance in tqdm(wanted, desc="steps"):
         results["costs"] += measure_cost(task, distance, list(MODELS), args.repeats)
-        write(args.json, results)
+        if args.json is not None:
+            write(args.json, results)
     sizes = [10**digits for digits in range(3, len(str(args.nodes)))]
     for size in tqdm(sizes, desc="rings"):
         results["growth"].append(measure_growth(size, args.repeats))
-        write(args.json, results)
+        if args.json is not None:
+            write(args.json, results)
     print(report(**results))
     return results
 

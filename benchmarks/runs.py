@@ -17,7 +17,7 @@ def complete(path: Path, machine: dict, wanted: list[dict], run: Callable[..., d
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     for key in tqdm([key for key in wanted if not _is_among(key, runs)], desc="runs"):
         runs.append(run(**key))
-        _write(path, machine, runs)
+        write(path, {"machine": machine, "runs": runs})
     return runs
 
 
@@ -25,10 +25,11 @@ def _is_among(key: dict, runs: list[dict]) -> bool:
     return any(all(run[name] == value for name, value in key.items()) for run in runs)
 
 
-def _write(path: Path, machine: dict, runs: list[dict]) -> None:
+def write(path: Path, results: dict) -> None:
+    """Puts results into a file, which is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
     os.replace(temporary, path)
 
 
