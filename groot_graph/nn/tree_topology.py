@@ -166,13 +166,22 @@ class TreeTopology(MessagePassing):
 
     def _edge_weight_by_metric(self, x: Tensor, edge_index: Tensor) -> Tensor:
         x = self.comparable(x)
-        parts = [edge_index]
         # A metric of the user's may compare an edge with all others.
         if isinstance(self.metric, str) and works_in_parts(x):
-            parts = edge_index.split(num_in_cache(x.size(1)), dim=1)
-        edge_weight = torch.cat([self.edge_updater(part, x=x) for part in parts])
+            edge_weight = self._edge_weight_in_parts(x, edge_index)
+        else:
+            edge_weight = self.edge_updater(edge_index, x=x)
         if not is_compiling() and values_are_checked(edge_weight.device):
             _check_not_nan(edge_weight)
+        return edge_weight
+
+    def _edge_weight_in_parts(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        # Written in place: results kept between the work of one part and the next would scatter it
+        # over memory that is not given back.
+        edge_weight = x.new_empty(edge_index.size(1))
+        size = num_in_cache(x.size(1))
+        for part, values in zip(edge_index.split(size, 1), edge_weight.split(size), strict=True):
+            values.copy_(self.edge_updater(part, x=x))
         return edge_weight
 
     def _edge_weight(self, x: Tensor, edge_index: Tensor, edge_weight: OptTensor) -> Tensor:
