@@ -204,24 +204,23 @@ class TreeSSMConv(MessagePassing):
             edge_index = to_plain_edge_index(edge_index, x)
 
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        if self.aggr_module is not None:
-            u = self._mix(u, edge_index)
-        u = F.silu(u)
+        is_large = works_in_parts(u) and u.numel() > elements_in_part
+        activate = partial(_recomputed, self._activate) if is_large else self._activate
+        u = activate(u, edge_index)
         if forest is None:
             forest = self.topology(u, edge_index, edge_weight, root)
         y = self.ssm(u, forest)
-        if works_in_parts(y) and y.numel() > elements_in_part:
-            return self._gate_in_parts(y, z)
-        return self._gate(y, z)
+        return self._gate_in_parts(y, z) if is_large else self._gate(y, z)
+
+    def _activate(self, u: Tensor, edge_index: Adj | None) -> Tensor:
+        return F.silu(u if self.aggr_module is None else self._mix(u, edge_index))
 
     def _gate(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.out_norm(y) * F.silu(z))
 
     def _gate_in_parts(self, y: Tensor, z: Tensor) -> Tensor:
-        r"""The same; what it holds is found again in the backward pass, part by part."""
         size = max(1, elements_in_part // self.inner_channels)
-        gate = partial(checkpoint, self._gate, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat(list(map(gate, y.split(size), z.split(size))))
+        return torch.cat(list(map(partial(_recomputed, self._gate), y.split(size), z.split(size))))
 
     def message(self, u_j: Tensor) -> Tensor:
         return u_j
@@ -258,6 +257,11 @@ class TreeSSMConv(MessagePassing):
         for name, value in (("edge_weight", edge_weight), ("root", root)):
             if forest is not None and value is not None:
                 raise ValueError(f"'{name}' must be None where a 'forest' is given, got {value}")
+
+
+def _recomputed(function: Callable[..., Tensor], *args) -> Tensor:
+    r"""The same; what it holds is found again in the backward pass."""
+    return checkpoint(function, *args, use_reentrant=False)
 
 
 def _check_in_channels(in_channels: int) -> None:
