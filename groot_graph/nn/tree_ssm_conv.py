@@ -53,8 +53,9 @@ class TreeSSMConv(MessagePassing):
     and begins as the identity, :math:`\mathbf{w}_0 = \mathbf{1}` and :math:`\mathbf{w}_1 =
     \mathbf{b} = \mathbf{0}`. :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the
     features, without a gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
-    Its projections to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, so that a
-    node first hears most of the nodes that are like it.
+    Its projections to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, with
+    orthonormal rows where there are several states, so that a node first hears most of the nodes
+    that are like it.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
@@ -156,8 +157,12 @@ class TreeSSMConv(MessagePassing):
             torch.nn.init.ones_(self.weight_self)
             torch.nn.init.zeros_(self.weight_neighbor)
             torch.nn.init.zeros_(self.bias_mix)
-        # Nodes find their like sooner than with two random projections.
+        # Nodes find their like sooner than with two random projections, and sooner still where the
+        # product of B and C is that of what two nodes hold.
         B, C = self.ssm.x_proj.weight[self.ssm.dt_rank :].chunk(2)
+        if self.ssm.state_size > 1:
+            # In float32, since half precision cannot be made orthogonal.
+            B.copy_(torch.nn.init.orthogonal_(torch.empty_like(B, dtype=torch.float32)))
         C.copy_(B)
 
     def forward(

@@ -128,6 +128,23 @@ def test_a_node_first_hears_most_of_those_like_it(state_size):
     assert not torch.equal(B, C)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state_size", [2, 16, 19])
+def test_states_begin_as_orthonormal_directions(state_size, dtype):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        ssm = TreeSSMConv(5, 8, state_size).ssm
+    finally:
+        torch.set_default_dtype(default)
+    B = ssm.x_proj.weight[ssm.dt_rank : ssm.dt_rank + state_size].double()
+    # Of 16 inner channels: of all of them where there are states enough.
+    product = B @ B.t() if state_size <= 16 else B.t() @ B
+    tolerance = 1e-5 if dtype != torch.bfloat16 else 0.02
+    expected = torch.eye(min(state_size, 16), dtype=torch.float64)
+    assert_close(product, expected, atol=tolerance, rtol=0)
+
+
 def test_training_follows_the_seed():
     def train():
         torch.manual_seed(3)
