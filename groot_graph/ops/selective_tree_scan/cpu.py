@@ -6,8 +6,10 @@ it: in the order of :func:`groot_graph.root_forest` that is O(log num_nodes) slo
 chain. In both directions, and for the gradients, the states of one segment of trees are held for
 one block of channels and one of the `state_size` states at a time.
 
-States that are normalized are held one at a time for all nodes and channels, since their mean and
-deviation have to be known before any of them is read.
+States that are normalized are held one at a time for all channels, since their mean and deviation
+have to be known before any of them is read: those of one segment of trees after the other, whose
+rows stay in the cache from one state to the next. Only where there are too few segments for the
+threads do all of them work on one of the states at a time, of all nodes.
 """
 
 import numpy as np
@@ -33,7 +35,7 @@ from groot_graph.ops.vector import (
     sum_of_lanes,
     zeros,
 )
-from groot_graph.ops.walk import LAST, LEAF, ROOT, walk
+from groot_graph.ops.walk import LAST, LEAF, ROOT, Walk, walk
 
 # One vector in float32, two in float64.
 CHANNELS_PER_BLOCK = 32
@@ -65,7 +67,7 @@ def selective_tree_scan_cpu(
     num_units = walked.num_segments * _num_blocks(u.size(1))
     if state_norm_eps is not None:
         task = walked, DIRECTIONS[direction], sizes, operands
-        _normalized(num_units, *task, flat(y), _norm_scale(y, state_norm_eps))
+        _normalized(*task, flat(y), _norm_scale(y, state_norm_eps))
     elif direction == "both":
         run_in_chunks(_both, num_units, walked, sizes, operands, flat(y))
     else:
@@ -104,11 +106,10 @@ def selective_tree_scan_backward_cpu(
     grads = (grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C, grad_D)
     task = walked, DIRECTIONS[direction], (channels, state_size), operands
     results = flat(grad), tuple(flat(tensor) for tensor in grads)
-    num_units = walked.num_segments * num_blocks
     if state_norm_eps is None:
-        run_in_chunks(_backward, num_units, *task, *results)
+        run_in_chunks(_backward, walked.num_segments * num_blocks, *task, *results)
     else:
-        _normalized_backward(num_units, *task, *results, _norm_scale(u, state_norm_eps))
+        _normalized_backward(*task, *results, _norm_scale(u, state_norm_eps))
     if transition_delta is None:
         grad_delta += grad_step
     grad_A, grad_B, grad_C, grad_D = (
@@ -117,23 +118,39 @@ def selective_tree_scan_backward_cpu(
     return grad_u, grad_delta, grad_A.t().contiguous(), grad_B, grad_C, grad_D, grad_step
 
 
-def _normalized(num_units, walked, direction, sizes, operands, y, scale) -> None:
+def _normalized(walked, direction, sizes, operands, y, scale) -> None:
     h, num_nodes = np.empty_like(y), len(walked.order)
+    if _occupies_threads(walked):
+        whole = walked, direction, sizes, operands, h, scale, y
+        run_in_chunks(_normalized_segments, walked.num_segments, *whole)
+        return
+    num_units = walked.num_segments * _num_blocks(sizes[0])
     run_in_chunks(_skips, num_units, walked, sizes, operands, y)
     for s in range(sizes[1]):
         task = sizes, operands, s, h
         run_in_chunks(_states, num_units, walked, direction, *task)
-        run_in_chunks(_read_normalized, num_nodes, *task, scale, y)
+        run_in_chunks(_read_normalized, num_nodes, walked, *task, scale, y)
 
 
-def _normalized_backward(num_units, walked, direction, sizes, operands, grad, grads, scale) -> None:
-    h, num_nodes, grad_C = np.empty_like(grad), len(walked.order), grads[5]
+def _normalized_backward(walked, direction, sizes, operands, grad, grads, scale) -> None:
+    h, num_nodes = np.empty_like(grad), len(walked.order)
+    if _occupies_threads(walked):
+        whole = walked, direction, sizes, operands, h, scale, grad, grads
+        run_in_chunks(_normalized_segments_backward, walked.num_segments, *whole)
+        return
+    num_units = walked.num_segments * _num_blocks(sizes[0])
     run_in_chunks(_skips_backward, num_units, walked, sizes, operands, grad, grads)
     for s in range(sizes[1]):
         task = sizes, operands, s, h
         run_in_chunks(_states, num_units, walked, direction, *task)
-        run_in_chunks(_read_normalized_backward, num_nodes, *task, scale, grad, grad_C)
+        run_in_chunks(_read_normalized_backward, num_nodes, walked, *task, scale, grad, grads)
         run_in_chunks(_states_backward, num_units, walked, direction, *task, grads)
+
+
+def _occupies_threads(walked: Walk) -> bool:
+    r"""Whether no segment is larger than a thread's share of the nodes and half of it."""
+    largest = int(np.diff(walked.segments).max(initial=0))
+    return 2 * largest * torch.get_num_threads() <= 3 * len(walked.order)
 
 
 def _norm_scale(x: Tensor, eps: float) -> np.ndarray:
@@ -316,8 +333,39 @@ def _backward(first_unit, last_unit, forest, direction, sizes, operands, grad, g
 
 
 @njit(cache=True, nogil=True)
+def _normalized_segments(
+    first_segment, last_segment, forest, direction, sizes, operands, h, scale, y
+):
+    num_blocks = -(-sizes[0] // CHANNELS_PER_BLOCK)
+    for segment in range(first_segment, last_segment):
+        start, stop = forest.segments[segment], forest.segments[segment + 1]
+        first, last = segment * num_blocks, (segment + 1) * num_blocks
+        _skips(first, last, forest, sizes, operands, y)
+        for s in range(sizes[1]):
+            _states(first, last, forest, direction, sizes, operands, s, h)
+            _read_normalized(start, stop, forest, sizes, operands, s, h, scale, y)
+
+
+@njit(cache=True, nogil=True)
+def _normalized_segments_backward(
+    first_segment, last_segment, forest, direction, sizes, operands, h, scale, grad, grads
+):
+    num_blocks = -(-sizes[0] // CHANNELS_PER_BLOCK)
+    for segment in range(first_segment, last_segment):
+        start, stop = forest.segments[segment], forest.segments[segment + 1]
+        first, last = segment * num_blocks, (segment + 1) * num_blocks
+        _skips_backward(first, last, forest, sizes, operands, grad, grads)
+        for s in range(sizes[1]):
+            _states(first, last, forest, direction, sizes, operands, s, h)
+            _read_normalized_backward(
+                start, stop, forest, sizes, operands, s, h, scale, grad, grads
+            )
+            _states_backward(first, last, forest, direction, sizes, operands, s, h, grads)
+
+
+@njit(cache=True, nogil=True)
 def _states(first_unit, last_unit, forest, direction, sizes, operands, s, h):
-    r"""One of the states, of every node and channel."""
+    r"""One of the states, of every place and channel."""
     channels = sizes[0]
     for unit in range(first_unit, last_unit):
         start, stop, first, last, _, _ = _unit(forest, channels, unit)
@@ -326,7 +374,7 @@ def _states(first_unit, last_unit, forest, direction, sizes, operands, s, h):
         _discretise(forest, start, stop, first, last, sizes, operands, s, state, transition)
         _scan_rows(forest, start, stop, direction, transition, state)
         for place in range(start, stop):
-            row, own = forest.order[place] * channels, (place - start) * CHANNELS_PER_BLOCK - first
+            row, own = place * channels, (place - start) * CHANNELS_PER_BLOCK - first
             for channel in range(first, last, lanes(h)):
                 store(h, row + channel, last - channel, load_whole(state, own + channel))
 
@@ -353,32 +401,36 @@ def _skips(first_unit, last_unit, forest, sizes, operands, y):
 
 
 @njit(cache=True, nogil=True)
-def _read_normalized(first_node, last_node, sizes, operands, s, h, scale, y):
+def _read_normalized(first_place, last_place, forest, sizes, operands, s, h, scale, y):
     r"""Adds C ĥ."""
     channels, state_size = sizes
     C = operands[5]
-    for node in range(first_node, last_node):
+    for place in range(first_place, last_place):
+        node, own = forest.order[place], place * channels
         row = node * channels
-        deviation = _center(h, row, channels, scale)
+        deviation = _center(h, own, channels, scale)
         weight = splat(C[node * state_size + s] / deviation)
         for channel in range(0, channels, lanes(h)):
             count = channels - channel
-            _add_product(y, row + channel, count, weight, load(h, row + channel, count))
+            _add_product(y, row + channel, count, weight, load(h, own + channel, count))
 
 
 @njit(cache=True, nogil=True)
-def _read_normalized_backward(first_node, last_node, sizes, operands, s, h, scale, grad, grad_C):
+def _read_normalized_backward(
+    first_place, last_place, forest, sizes, operands, s, h, scale, grad, grads
+):
     r"""C̄ = Σ ȳ ĥ, and h̄ = C (ȳ − mean(ȳ) − ĥ mean(ȳ ĥ)) / deviation, in the place of h."""
     channels, state_size = sizes
-    C = operands[5]
-    for node in range(first_node, last_node):
+    C, grad_C = operands[5], grads[5]
+    for place in range(first_place, last_place):
+        node, own = forest.order[place], place * channels
         row = node * channels
-        deviation = _center(h, row, channels, scale)
+        deviation = _center(h, own, channels, scale)
         total, along = zeros(h), zeros(h)
         for channel in range(0, channels, lanes(h)):
             grad_y = load(grad, row + channel, channels - channel)
             total = multiply_add(grad_y, splat(scale[0]), total)
-            along = multiply_add(grad_y, load(h, row + channel, channels - channel), along)
+            along = multiply_add(grad_y, load(h, own + channel, channels - channel), along)
         through_C = sum_of_lanes(along) / deviation
         grad_C[node * state_size + s] = through_C
         weight = splat(C[node * state_size + s] / deviation)
@@ -387,8 +439,8 @@ def _read_normalized_backward(first_node, last_node, sizes, operands, s, h, scal
         for channel in range(0, channels, lanes(h)):
             count = channels - channel
             rest = subtract_product(load(grad, row + channel, count), mean, splat(scale[0]))
-            rest = subtract_product(rest, slope, load(h, row + channel, count))
-            store(h, row + channel, count, multiply(weight, rest))
+            rest = subtract_product(rest, slope, load(h, own + channel, count))
+            store(h, own + channel, count, multiply(weight, rest))
 
 
 @njit(cache=True, nogil=True)
@@ -421,7 +473,7 @@ def _states_backward(first_unit, last_unit, forest, direction, sizes, operands, 
         transition, grad_x = np.empty_like(state), np.empty_like(state)
         _discretise(forest, start, stop, first, last, sizes, operands, s, state, transition)
         for place in range(start, stop):
-            row, own = forest.order[place] * channels, (place - start) * CHANNELS_PER_BLOCK - first
+            row, own = place * channels, (place - start) * CHANNELS_PER_BLOCK - first
             for channel in range(first, last, lanes(grad_h)):
                 value = load(grad_h, row + channel, last - channel)
                 store_whole(grad_x, own + channel, value)
