@@ -234,9 +234,7 @@ def test_scan_of_a_layer_is_what_it_scans(layer, channels):
     assert forest.num_trees == 1
     assert affinity_map(forest, transition, 2)[2] == 1
     if layer == 0:
-        u = torch.nn.functional.silu(
-            model.first._mix(model.first.in_proj(x).chunk(2, dim=-1)[0], EDGE_INDEX)
-        )
+        u = torch.nn.functional.silu(model.first._mix(model.first.in_proj(x), EDGE_INDEX))
         assert forest.parent.equal(model.first.topology(u, EDGE_INDEX).parent)
         delta = torch.nn.functional.softplus(
             model.first.ssm.dt_proj(model.first.ssm.x_proj(u)[:, : model.first.ssm.dt_rank])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Parameter
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import Aggregation, Linear, MessagePassing
 from torch_geometric.nn.aggr import MultiAggregation
@@ -34,7 +35,8 @@ class TreeSSMConv(MessagePassing):
     every node of its connected component, in linear time.
 
     .. math::
-        \mathbf{U}, \mathbf{Z} &= \mathbf{X} \mathbf{W}_{\mathrm{in}}
+        \mathbf{U} &= \mathbf{X} \mathbf{W}_{\mathrm{in}}, \qquad
+        \mathbf{Z} = \mathbf{X} \mathbf{W}_{\mathrm{gate}} + \mathbf{b}_{\mathrm{gate}}
 
         \mathbf{V} &= \mathrm{SiLU} \left( \mathrm{mix}(\mathbf{U}, \mathcal{E}) \right)
 
@@ -48,14 +50,17 @@ class TreeSSMConv(MessagePassing):
 
     .. math::
         \mathrm{mix}(\mathbf{U}, \mathcal{E})_i = \mathbf{w}_0 \odot \mathbf{u}_i + \mathbf{w}_1
-        \odot \bigoplus_{j \in \mathcal{N}(i)} \mathbf{u}_j + \mathbf{b},
+        \odot \bigoplus_{j \in \mathcal{N}(i)} \mathbf{u}_j + \mathbf{b}.
 
-    and begins as the identity, :math:`\mathbf{w}_0 = \mathbf{1}` and :math:`\mathbf{w}_1 =
-    \mathbf{b} = \mathbf{0}`. :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the
-    features, without a gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
-    Its projections to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, with
-    orthonormal rows where there are several states, so that a node first hears most of the nodes
-    that are like it.
+    :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the features, without a
+    gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
+
+    The gate begins open, :math:`\mathrm{SiLU}(\mathbf{Z}) = 1` for every node, and the projections
+    to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, so that a node hears most of
+    the nodes that are like it. With one state the layer begins by making neighbors alike: the mix
+    is a node and its neighbors, :math:`\mathbf{w}_0 = \mathbf{w}_1 = \mathbf{1}`. With several
+    states it begins by telling nodes apart: the mix is the node alone, :math:`\mathbf{w}_1 =
+    \mathbf{0}`, and the projections have orthonormal rows.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
@@ -75,7 +80,8 @@ class TreeSSMConv(MessagePassing):
         direction (str, optional): Whom a node hears, :obj:`"both"`, :obj:`"up"` or :obj:`"down"`,
             see :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
         aggr (str or [str] or Aggregation, optional): The aggregation of the neighbors in the mix;
-            several get one weight each. :obj:`None` leaves the mix out. (default: :obj:`"mean"`)
+            several get one weight each, and begin as their mean. :obj:`None` leaves the mix out.
+            (default: :obj:`"mean"`)
         state_norm (bool, optional): If set to :obj:`False`, the states are not normalized, which
             saves time. (default: :obj:`True`)
         bias (bool, optional): If set to :obj:`True`, the in- and out-projection learn an additive
@@ -130,7 +136,8 @@ class TreeSSMConv(MessagePassing):
         self.out_channels = out_channels
         self.inner_channels = int(expand * out_channels)
 
-        self.in_proj = Linear(in_channels, 2 * self.inner_channels, bias=bias)
+        self.in_proj = Linear(in_channels, self.inner_channels, bias=bias)
+        self.gate_proj = _OpenGate(in_channels, self.inner_channels)
         self.topology = TreeTopology(metric, tree, root)
         dt_rank = math.ceil(out_channels / 16) if dt_rank == "auto" else dt_rank
         self.ssm = TreeSSM(self.inner_channels, state_size, dt_rank, direction, state_norm)
@@ -144,19 +151,20 @@ class TreeSSMConv(MessagePassing):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        r"""Resets all learnable parameters of the module, the mix to the identity and the
-        projections to :math:`\mathbf{B}` and :math:`\mathbf{C}` to the same one.
+        r"""Resets all learnable parameters of the module, to what the description of the layer says
+        that they begin with.
         """
         super().reset_parameters()
         self.in_proj.reset_parameters()
+        self.gate_proj.reset_parameters()
         self.ssm.reset_parameters()
         self.out_norm.reset_parameters()
         self.out_proj.reset_parameters()
         if self.aggr_module is not None:
-            # The identity: random weights drown what a node holds, and what has to travel with it.
-            torch.nn.init.ones_(self.weight_self)
-            torch.nn.init.zeros_(self.weight_neighbor)
-            torch.nn.init.zeros_(self.bias_mix)
+            # Random weights drown what a node holds; to be found by it, a node must hold it alone.
+            self.weight_self.fill_(1)
+            self.weight_neighbor.fill_(1 / self._num_aggrs() if self.ssm.state_size == 1 else 0)
+            self.bias_mix.fill_(0)
         # Nodes find their like sooner than with two random projections, and sooner still where the
         # product of B and C is that of what two nodes hold.
         B, C = self.ssm.x_proj.weight[self.ssm.dt_rank :].chunk(2)
@@ -208,7 +216,7 @@ class TreeSSMConv(MessagePassing):
         if edge_index is not None:
             edge_index = to_plain_edge_index(edge_index, x)
 
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = self.in_proj(x), self.gate_proj(x)
         is_large = works_in_parts(u) and u.numel() > elements_in_part
         activate = partial(_recomputed, self._activate) if is_large else self._activate
         u = activate(u, edge_index)
@@ -262,6 +270,17 @@ class TreeSSMConv(MessagePassing):
         for name, value in (("edge_weight", edge_weight), ("root", root)):
             if forest is not None and value is not None:
                 raise ValueError(f"'{name}' must be None where a 'forest' is given, got {value}")
+
+
+class _OpenGate(Linear):
+    r"""A projection that begins as the constant whose SiLU is one."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if not is_lazy(self.weight):
+            self.weight.fill_(0)
+        self.bias.fill_(1.2784645427610738)
 
 
 def _recomputed(function: Callable[..., Tensor], *args) -> Tensor:

@@ -40,7 +40,8 @@ def test_every_adjacency_form_gives_the_same_output(form):
 def test_same_as_its_parts():
     conv, x = perturbed(TreeSSMConv(5, 7, bias=True, expand=1.5)), torch.randn(17, 5)
     edge_index = random_graph(17, 60)
-    u, z = (x @ conv.in_proj.weight.t() + conv.in_proj.bias).split(10, dim=1)
+    u = x @ conv.in_proj.weight.t() + conv.in_proj.bias
+    z = x @ conv.gate_proj.weight.t() + conv.gate_proj.bias
     neighbors = scatter(u[edge_index[0]], edge_index[1], dim_size=17, reduce="mean")
     u = F.silu(conv.weight_self * u + conv.weight_neighbor[0] * neighbors + conv.bias_mix)
     y = conv.ssm(u, TreeTopology()(u, edge_index))
@@ -107,13 +108,33 @@ def test_reset_parameters_follows_the_seed(aggr):
 
 
 @pytest.mark.parametrize("aggr", ["mean", "max", ["mean", "max"]], ids=str)
-def test_mix_begins_as_the_identity(aggr):
+def test_mix_of_several_states_begins_as_the_identity(aggr):
     torch.manual_seed(0)
-    conv = TreeSSMConv(5, 7, aggr=aggr)
+    conv = TreeSSMConv(5, 7, 3, aggr=aggr)
     torch.manual_seed(0)
-    without = TreeSSMConv(5, 7, aggr=None)
+    without = TreeSSMConv(5, 7, 3, aggr=None)
     x, edge_index = torch.randn(17, 5), random_graph(17, 60)
     assert_close(conv(x, edge_index), without(x, edge_index))
+
+
+@pytest.mark.parametrize("aggr", ["mean", "max", ["mean", "max"]], ids=str)
+def test_mix_of_one_state_begins_as_a_node_and_its_neighbors(aggr):
+    conv = TreeSSMConv(5, 7, aggr=aggr)
+    u, edge_index = torch.randn(17, 14), random_graph(17, 60)
+    names = [aggr] if isinstance(aggr, str) else aggr
+    rows = u[edge_index[0]]
+    neighbors = [scatter(rows, edge_index[1], dim_size=17, reduce=name) for name in names]
+    assert_close(conv._mix(u, edge_index), u + sum(neighbors) / len(neighbors))
+
+
+@pytest.mark.parametrize("in_channels", [5, -1])
+def test_gate_begins_open(in_channels):
+    conv, x = TreeSSMConv(in_channels, 7), torch.randn(4, 5)
+    for _ in range(2):
+        conv(x, EDGE_INDEX).square().sum().backward()
+        assert_close(F.silu(conv.gate_proj(x)), torch.ones(4, 14))
+        assert conv.gate_proj.weight.grad.abs().min() > 0
+        perturbed(conv).reset_parameters()
 
 
 @pytest.mark.parametrize("state_size", [1, 4])
@@ -164,7 +185,7 @@ def test_lazy_in_channels():
     unused = pickled(copy.deepcopy(conv))
     assert unused(torch.randn(4, 3), EDGE_INDEX).shape == (4, 7)
     assert conv(torch.randn(4, 5), EDGE_INDEX).shape == (4, 7)
-    assert conv.in_proj.weight.shape == (28, 5)
+    assert conv.in_proj.weight.shape == conv.gate_proj.weight.shape == (14, 5)
     with pytest.raises(ValueError, match=r"'x' must have shape .* = \[any, 5\], got \[4, 3\]"):
         conv(torch.randn(4, 3), EDGE_INDEX)
 
