@@ -113,13 +113,13 @@ def complete_cells(
 
 def chosen(runs: list[dict], **cell) -> list[dict]:
     """A cell's runs with the learning rate that was best on the validation set of the first seed;
-    the fewest steps decide among equals.
+    the lowest of those that were equally good.
     """
     runs = [run for run in runs if cell.items() <= run.items()]
     first = [run for run in runs if run["seed"] == 0]
     if not first:
         return []
-    best = min(first, key=lambda run: (-run["validation"], run["steps_taken"]))
+    best = min(first, key=lambda run: (-run["validation"], run["learning_rate"]))
     return [run for run in runs if run["learning_rate"] == best["learning_rate"]]
 
 
