@@ -158,7 +158,8 @@ def _norm_scale(x: Tensor, eps: float) -> np.ndarray:
     return np.array([1, 1 / max(1, x.size(1)), eps], flat(x).dtype)
 
 
-def _num_blocks(channels: int) -> int:
+@njit(cache=True, nogil=True)
+def _num_blocks(channels):
     return -(-channels // CHANNELS_PER_BLOCK)
 
 
@@ -198,7 +199,7 @@ def _assign_slots(forest, slots):
 @njit(forceinline=True)
 def _unit(forest, channels, unit):
     r"""The ranges of places and of channels, the segment and the block of one unit of work."""
-    num_blocks = -(-channels // CHANNELS_PER_BLOCK)
+    num_blocks = _num_blocks(channels)
     segment, block = unit // num_blocks, unit % num_blocks
     first = block * CHANNELS_PER_BLOCK
     last = min(first + CHANNELS_PER_BLOCK, channels)
@@ -336,7 +337,7 @@ def _backward(first_unit, last_unit, forest, direction, sizes, operands, grad, g
 def _normalized_segments(
     first_segment, last_segment, forest, direction, sizes, operands, h, scale, y
 ):
-    num_blocks = -(-sizes[0] // CHANNELS_PER_BLOCK)
+    num_blocks = _num_blocks(sizes[0])
     for segment in range(first_segment, last_segment):
         start, stop = forest.segments[segment], forest.segments[segment + 1]
         first, last = segment * num_blocks, (segment + 1) * num_blocks
@@ -350,7 +351,7 @@ def _normalized_segments(
 def _normalized_segments_backward(
     first_segment, last_segment, forest, direction, sizes, operands, h, scale, grad, grads
 ):
-    num_blocks = -(-sizes[0] // CHANNELS_PER_BLOCK)
+    num_blocks = _num_blocks(sizes[0])
     for segment in range(first_segment, last_segment):
         start, stop = forest.segments[segment], forest.segments[segment + 1]
         first, last = segment * num_blocks, (segment + 1) * num_blocks
