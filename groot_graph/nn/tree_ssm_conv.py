@@ -60,7 +60,9 @@ class TreeSSMConv(MessagePassing):
     the nodes that are like it. With one state the layer begins by making neighbors alike: the mix
     is a node and its neighbors, :math:`\mathbf{w}_0 = \mathbf{w}_1 = \mathbf{1}`. With several
     states it begins by telling nodes apart: the mix is the node alone, :math:`\mathbf{w}_1 =
-    \mathbf{0}`, and the projections have orthonormal rows.
+    \mathbf{0}`, and the projections have orthonormal rows; :math:`\mathbf{W}_{\mathrm{in}}` is
+    :math:`\sqrt{6}` times as large as with one state, which :math:`\mathbf{w}_0 = 1 / \sqrt{6}`
+    takes back, since larger weights turn less in a step of Adam, and like nodes stay alike.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
@@ -136,7 +138,8 @@ class TreeSSMConv(MessagePassing):
         self.out_channels = out_channels
         self.inner_channels = int(expand * out_channels)
 
-        self.in_proj = Linear(in_channels, self.inner_channels, bias=bias)
+        projection = Linear if state_size == 1 else _LargeLinear
+        self.in_proj = projection(in_channels, self.inner_channels, bias=bias)
         self.gate_proj = _OpenGate(in_channels, self.inner_channels)
         self.topology = TreeTopology(metric, tree, root)
         dt_rank = math.ceil(out_channels / 16) if dt_rank == "auto" else dt_rank
@@ -162,8 +165,9 @@ class TreeSSMConv(MessagePassing):
         self.out_proj.reset_parameters()
         if self.aggr_module is not None:
             # Random weights drown what a node holds; to be found by it, a node must hold it alone.
-            self.weight_self.fill_(1)
-            self.weight_neighbor.fill_(1 / self._num_aggrs() if self.ssm.state_size == 1 else 0)
+            is_one = self.ssm.state_size == 1
+            self.weight_self.fill_(1 if is_one else 1 / _LargeLinear.factor)
+            self.weight_neighbor.fill_(1 / self._num_aggrs() if is_one else 0)
             self.bias_mix.fill_(0)
         # Nodes find their like sooner than with two random projections, and sooner still where the
         # product of B and C is that of what two nodes hold.
@@ -270,6 +274,18 @@ class TreeSSMConv(MessagePassing):
         for name, value in (("edge_weight", edge_weight), ("root", root)):
             if forest is not None and value is not None:
                 raise ValueError(f"'{name}' must be None where a 'forest' is given, got {value}")
+
+
+class _LargeLinear(Linear):
+    r"""A projection whose weights begin larger, and so turn less in a step of Adam."""
+
+    factor = 6**0.5
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if not is_lazy(self.weight):
+            self.weight.mul_(self.factor)
 
 
 class _OpenGate(Linear):

@@ -108,13 +108,10 @@ def test_reset_parameters_follows_the_seed(aggr):
 
 
 @pytest.mark.parametrize("aggr", ["mean", "max", ["mean", "max"]], ids=str)
-def test_mix_of_several_states_begins_as_the_identity(aggr):
-    torch.manual_seed(0)
+def test_mix_of_several_states_begins_as_the_node_alone(aggr):
     conv = TreeSSMConv(5, 7, 3, aggr=aggr)
-    torch.manual_seed(0)
-    without = TreeSSMConv(5, 7, 3, aggr=None)
-    x, edge_index = torch.randn(17, 5), random_graph(17, 60)
-    assert_close(conv(x, edge_index), without(x, edge_index))
+    u, edge_index = torch.randn(17, 14), random_graph(17, 60)
+    assert_close(conv._mix(u, edge_index), u / 6**0.5)
 
 
 @pytest.mark.parametrize("aggr", ["mean", "max", ["mean", "max"]], ids=str)
@@ -164,6 +161,18 @@ def test_states_begin_as_orthonormal_directions(state_size, dtype):
     tolerance = 1e-5 if dtype != torch.bfloat16 else 0.02
     expected = torch.eye(min(state_size, 16), dtype=torch.float64)
     assert_close(product, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("in_channels", [6, -1])
+def test_in_projection_of_several_states_begins_larger_by_what_the_mix_takes_back(in_channels):
+    for state_size, expected in ((1, 6**-0.5), (2, 1.0)):
+        conv = TreeSSMConv(in_channels, 70, state_size)
+        conv(torch.randn(4, 6), EDGE_INDEX)
+        for _ in range(2):
+            bound = conv.in_proj.weight.abs().max().item()
+            assert bound == pytest.approx(expected, rel=0.02)
+            assert bound * conv.weight_self[0].item() == pytest.approx(6**-0.5, rel=0.02)
+            perturbed(conv).reset_parameters()
 
 
 def test_training_follows_the_seed():
