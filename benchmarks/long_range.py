@@ -66,7 +66,7 @@ TASKS = {
         TreeNeighborsMatch,
         (2, 3, 4, 5, 6, 7),
         20_000,
-        # At depth 6, TreeSSMConv is still at chance where a third of 3,000 steps has passed.
+        # At depth 6, TreeSSMConv has only just left chance after a third of 3,000 steps.
         lambda depth: 3000 if depth < 6 else 6000,
         # One layer more, as in the paper of the task.
         lambda depth: depth + 1,

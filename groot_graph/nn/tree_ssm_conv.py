@@ -165,9 +165,9 @@ class TreeSSMConv(MessagePassing):
         self.out_proj.reset_parameters()
         if self.aggr_module is not None:
             # Random weights drown what a node holds; to be found by it, a node must hold it alone.
-            is_one = self.ssm.state_size == 1
-            self.weight_self.fill_(1 if is_one else 1 / _LargeLinear.factor)
-            self.weight_neighbor.fill_(1 / self._num_aggrs() if is_one else 0)
+            has_one_state = self.ssm.state_size == 1
+            self.weight_self.fill_(1 if has_one_state else 1 / _LargeLinear.factor)
+            self.weight_neighbor.fill_(1 / self._num_aggrs() if has_one_state else 0)
             self.bias_mix.fill_(0)
         # Nodes find their like sooner than with two random projections, and sooner still where the
         # product of B and C is that of what two nodes hold.
