@@ -61,8 +61,9 @@ class TreeSSMConv(MessagePassing):
     is a node and its neighbors, :math:`\mathbf{w}_0 = \mathbf{w}_1 = \mathbf{1}`. With several
     states it begins by telling nodes apart: the mix is the node alone, :math:`\mathbf{w}_1 =
     \mathbf{0}`, and the projections have orthonormal rows; :math:`\mathbf{W}_{\mathrm{in}}` is
-    :math:`\sqrt{6}` times as large as with one state, which :math:`\mathbf{w}_0 = 1 / \sqrt{6}`
-    takes back, since larger weights turn less in a step of Adam, and like nodes stay alike.
+    :math:`\sqrt{6}` times as large as with one state, since larger weights turn less in a step of
+    Adam, and like nodes stay alike; the mix takes that back, :math:`\mathbf{w}_0 = 1 / \sqrt{6}`.
+    Without a mix nothing does.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
