@@ -6,8 +6,9 @@ from torch_geometric.data import Batch, Data
 
 from benchmarks import long_range, long_range_routes
 from benchmarks.long_range import make_network
-from benchmarks.long_range_routes import accuracy_with_silence, is_leaf, is_root, main, table
+from benchmarks.long_range_routes import SilentAt, is_leaf, is_root, main, table
 from benchmarks.peers import OURS, Network
+from benchmarks.training import accuracy
 from groot_graph.datasets import TreeNeighborsMatch
 
 
@@ -48,20 +49,20 @@ def test_silence_everywhere_is_the_network_without_its_first_layer(network):
     def nowhere(batch):
         return ~everywhere(batch)
 
-    assert accuracy_with_silence(network, with_answers_of(network), nowhere) == 1
+    assert accuracy(SilentAt(network, nowhere), with_answers_of(network)) == 1
     first, *others = network.layers
     network.layers = torch.nn.ModuleList(others)
     answers = with_answers_of(network)
     network.layers.insert(0, first)
-    assert accuracy_with_silence(network, answers, everywhere) == 1
-    assert accuracy_with_silence(network, answers, nowhere) < 1
+    assert accuracy(SilentAt(network, everywhere), answers) == 1
+    assert accuracy(SilentAt(network, nowhere), answers) < 1
 
 
 def test_the_answer_of_one_layer_is_lost_with_silence_at_the_root(network):
     network.layers = network.layers[:1]
     answers = with_answers_of(network)
-    assert accuracy_with_silence(network, answers, is_leaf) == 1
-    assert accuracy_with_silence(network, answers, is_root) < 1
+    assert accuracy(SilentAt(network, is_leaf), answers) == 1
+    assert accuracy(SilentAt(network, is_root), answers) < 1
 
 
 def test_a_run_is_that_of_the_long_range_benchmark(small):
