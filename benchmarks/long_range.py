@@ -26,7 +26,7 @@ from torch_geometric.data import Dataset
 
 from benchmarks import peers
 from benchmarks.machine import describe
-from benchmarks.peers import OURS, Network, at_root, num_parameters
+from benchmarks.peers import OURS, Model, Network, at_root, num_parameters
 from benchmarks.training import (
     accuracy,
     accuracy_cell,
@@ -91,25 +91,35 @@ def one_per_class(dataset: Dataset) -> Dataset:
     return dataset[[y.index(label) for label in range(dataset.num_classes)]]
 
 
-def make_network(model: str, task: str, distance: int, dataset: Dataset) -> Network:
+def make_network(model: Model, task: str, distance: int, dataset: Dataset) -> Network:
     num_layers = TASKS[task].num_layers(distance)
-    return peers.make_network(MODELS[model], dataset[0], dataset.num_classes, num_layers, at_root)
+    return peers.make_network(model, dataset[0], dataset.num_classes, num_layers, at_root)
 
 
 # One run. -----------------------------------------------------------------------------------------
 
 
+def train_network(
+    model: Model, task: str, distance: int, seed: int, steps: int, learning_rate: float, title: str
+) -> tuple[Network, Dataset, dict]:
+    """The network, the graphs to test it on, and what there is to say of its training."""
+    train, validation, test = make_sets(task, distance, seed)
+    for dataset in (train, validation, test):
+        dataset.transform = model.transform
+    torch.manual_seed(seed)
+    network = make_network(model, task, distance, train)
+    loader = make_loader(train, batch_size)
+    fitted = fit(network, loader, validation, steps, learning_rate, train.num_classes, title)
+    return network, test, fitted
+
+
 def run(task: str, distance: int, model: str, seed: int, steps: int, learning_rate: float) -> dict:
     """One training; what is measured, as plain values."""
     start = time.perf_counter()
-    train, validation, test = make_sets(task, distance, seed)
-    for dataset in (train, validation, test):
-        dataset.transform = MODELS[model].transform
-    torch.manual_seed(seed)
-    network = make_network(model, task, distance, train)
     title = f"{model}, {task} {distance}, seed {seed}, learning rate {learning_rate:g}"
-    loader = make_loader(train, batch_size)
-    fitted = fit(network, loader, validation, steps, learning_rate, train.num_classes, title)
+    network, test, fitted = train_network(
+        MODELS[model], task, distance, seed, steps, learning_rate, title
+    )
     return {
         "task": task,
         "distance": distance,
@@ -119,8 +129,8 @@ def run(task: str, distance: int, model: str, seed: int, steps: int, learning_ra
         "learning_rate": learning_rate,
         **fitted,
         "accuracy": accuracy(network, test),
-        "num_classes": train.num_classes,
-        "num_nodes": train[0].num_nodes,
+        "num_classes": test.num_classes,
+        "num_nodes": test[0].num_nodes,
         "num_layers": len(network.layers),
         "num_parameters": num_parameters(network),
         "seconds": time.perf_counter() - start,

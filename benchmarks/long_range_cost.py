@@ -30,7 +30,7 @@ def make_step(task: str, distance: int, model: str) -> Callable[[], Tensor]:
     """One training step on one batch."""
     dataset = TASKS[task].make(distance, batch_size)
     dataset.transform = MODELS[model].transform
-    network = make_network(model, task, distance, dataset)
+    network = make_network(MODELS[model], task, distance, dataset)
     optimizer = torch.optim.Adam(network.parameters())
     batch = Batch.from_data_list(list(dataset))
     return partial(train_step, network, optimizer, batch)
@@ -62,7 +62,7 @@ def _peak_memory(task: str, distance: int, model: str) -> int:
 def measure_growth(num_nodes: int, repeats: int) -> dict:
     """Time of a step of our network on one ring of so many nodes."""
     dataset = RingTransfer(num_nodes // 2, num_graphs=1)
-    network = make_network(OURS, "ring", num_nodes // 2, dataset)
+    network = make_network(MODELS[OURS], "ring", num_nodes // 2, dataset)
     optimizer = torch.optim.Adam(network.parameters())
     step = partial(train_step, network, optimizer, Batch.from_data_list([dataset[0]]))
     return {"num_nodes": num_nodes, "seconds": median(interleave({OURS: step}, repeats)[OURS])}

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from benchmarks import peers
-from benchmarks.long_range import TASKS, batch_size, make_sets
+from benchmarks.long_range import TASKS, train_network
 from benchmarks.machine import describe
-from benchmarks.peers import OURS, Network, at_root, num_parameters
+from benchmarks.peers import OURS, Network, num_parameters
 from benchmarks.runs import complete
-from benchmarks.training import accuracy, fit, heading, make_loader
+from benchmarks.training import accuracy, heading
 
 depths = (5,)
 state_sizes = (16, 64)
@@ -61,14 +61,9 @@ class SilentAt(nn.Module):
 def run(depth: int, state_size: int, seed: int, steps: int) -> dict:
     """One training; what is measured, as plain values."""
     start = time.perf_counter()
-    train, validation, test = make_sets("tree", depth, seed)
-    torch.manual_seed(seed)
-    network = peers.make_network(
-        peers.ours(state_size=state_size, expand=1), train[0], train.num_classes, depth, at_root
-    )
+    model = peers.ours(state_size=state_size, expand=1)
     title = f"depth {depth}, {state_size} states, seed {seed}"
-    loader = make_loader(train, batch_size)
-    fitted = fit(network, loader, validation, steps, learning_rate, train.num_classes, title)
+    network, test, fitted = train_network(model, "tree", depth, seed, steps, learning_rate, title)
     return {
         "depth": depth,
         "state_size": state_size,

@@ -38,7 +38,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("task", TASKS)
 def test_parameters_are_within_five_percent_of_the_budget(task, model, small):
     for distance in (TASKS[task].distances[0], TASKS[task].distances[-1]):
-        network = make_network(model, task, distance, TASKS[task].make(distance, 1))
+        network = make_network(MODELS[model], task, distance, TASKS[task].make(distance, 1))
         assert 0.95 * budget <= num_parameters(network) <= budget
         if not MODELS[model].hears_all:
             assert len(network.layers) == TASKS[task].num_layers(distance) >= distance
@@ -59,7 +59,7 @@ def test_every_network_hears_the_far_node(model):
     torch.manual_seed(0)
     dataset = TASKS["ring"].make(6, 20)
     dataset.transform = MODELS[model].transform
-    assert reaches(make_network(model, "ring", 6, dataset), dataset, source=6)
+    assert reaches(make_network(MODELS[model], "ring", 6, dataset), dataset, source=6)
 
 
 def test_one_layer_too_few_does_not_hear_the_far_node(monkeypatch):
@@ -67,7 +67,7 @@ def test_one_layer_too_few_does_not_hear_the_far_node(monkeypatch):
         long_range.TASKS, "ring", TASKS["ring"]._replace(num_layers=lambda distance: distance - 1)
     )
     dataset = TASKS["ring"].make(6, 20)
-    assert not reaches(make_network("GIN", "ring", 6, dataset), dataset, source=6)
+    assert not reaches(make_network(MODELS["GIN"], "ring", 6, dataset), dataset, source=6)
 
 
 def test_held_out_graphs_are_the_same_for_every_seed_and_drawn_apart(small):
@@ -87,7 +87,7 @@ def test_on_a_ring_there_is_one_graph_per_class():
 def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
     torch.manual_seed(0)
     train, validation, test = make_sets("ring", 5, 0)
-    network = make_network(OURS, "ring", 5, train)
+    network = make_network(MODELS[OURS], "ring", 5, train)
     found = fit(network, make_loader(train, 16), validation, 600, 1e-3, 5, "")
     assert found["validation"] == accuracy(network, validation) == 1
     assert accuracy(network, test) == 1
@@ -100,7 +100,7 @@ def test_a_run_at_chance_is_given_up_after_a_third(margin, steps_in_all, small, 
     monkeypatch.setattr(training, "margin", margin)
     monkeypatch.setattr(training, "checks_to_stop", 9)
     train, validation, _ = make_sets("ring", 5, 0)
-    network = make_network("GCN", "ring", 5, train)
+    network = make_network(MODELS["GCN"], "ring", 5, train)
     found = fit(network, make_loader(train, 16), validation, 6, 1e-3, 5, "")
     assert found["steps_in_all"] == steps_in_all
 

@@ -5,7 +5,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from benchmarks import long_range, long_range_routes
-from benchmarks.long_range import make_network
+from benchmarks.long_range import MODELS, make_network
 from benchmarks.long_range_routes import SilentAt, is_leaf, is_root, main, table
 from benchmarks.peers import OURS, Network
 from benchmarks.training import accuracy
@@ -30,7 +30,9 @@ def test_leaves_and_roots_of_a_batch():
 def network():
     """One that has not been trained, whose first layer is loud enough to change answers."""
     torch.manual_seed(0)
-    network = make_network(OURS, "tree", 4, TreeNeighborsMatch(depth=4, num_graphs=1)).eval()
+    network = make_network(
+        MODELS[OURS], "tree", 4, TreeNeighborsMatch(depth=4, num_graphs=1)
+    ).eval()
     with torch.no_grad():
         network.layers[0].conv.out_proj.weight.mul_(30)
     return network
