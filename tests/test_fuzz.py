@@ -1,8 +1,11 @@
 """Thousands of random calls of every public function: tensors of any memory layout, dtype, size and
 mix of gradients give what the reference gives for plain ones, and stay as they were."""
 
+import re
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache, partial
+from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -11,16 +14,21 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch_geometric.utils import to_networkx
 
+import groot_graph
 from groot_graph import (
     Forest,
+    datasets,
     minimum_spanning_forest,
     minimum_spanning_forest_stream,
+    models,
+    nn,
     root_forest,
     selective_tree_scan,
+    transforms,
     tree_scan,
 )
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
-from groot_graph.models import GrootV
+from groot_graph.models import GrootV, convert_grootv_checkpoint, load_grootv
 from groot_graph.nn import TreeSSM, TreeSSMConv, TreeTopology
 from groot_graph.nn.tree_topology import METRICS
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
@@ -34,6 +42,7 @@ from groot_graph.visualization import (
     plot_image_tree,
     plot_text_tree,
     raster_forest,
+    scan_of_layer,
 )
 from tests.graphs import forests, multigraphs, to_edge_index
 from tests.nn.test_tree_ssm import line_to_root, plain_loop
@@ -76,7 +85,15 @@ def broadcast(tensor):
     return tensor[:1].expand(tensor.shape) if tensor.size(0) > 0 else tensor
 
 
-layouts = st.sampled_from([plain, transposed, strided, offset, broadcast])
+def broadcast_columns(tensor):
+    """One column for all."""
+    return tensor[..., :1].expand(tensor.shape) if tensor.size(-1) > 0 else tensor
+
+
+ALL_LAYOUTS = [plain, transposed, strided, offset, broadcast, broadcast_columns]
+layouts = st.sampled_from(ALL_LAYOUTS)
+# Equal in all channels of a normalized state, gradients would add up to zero but for rounding.
+gradient_layouts = st.sampled_from([plain, transposed, strided, offset, broadcast])
 # Edges that broadcast would be self-loops alone.
 edge_layouts = st.sampled_from([plain, transposed, strided, offset])
 
@@ -118,8 +135,10 @@ def draw_weights(data, num_edges):
     return data.draw(layouts)(weight).requires_grad_(data.draw(st.booleans()))
 
 
-def check_like_reference(found, operands: dict, reference, dtype):
-    """Values and every gradient against the reference in doubles."""
+def check_like_reference(data, found, operands: dict, reference, dtype):
+    """Values and every gradient, for an upstream one of any layout, against the reference in
+    doubles.
+    """
     doubles = {
         name: operand.detach().double().contiguous().requires_grad_(operand.requires_grad)
         for name, operand in operands.items()
@@ -134,9 +153,11 @@ def check_like_reference(found, operands: dict, reference, dtype):
     # A reference without a node has nothing to differentiate.
     expected = expected + sum(0 * doubles[name].sum() for name in wanted)
     grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    grads = torch.autograd.grad(found, [operands[name] for name in wanted], grad)
+    grad = data.draw(gradient_layouts)(grad)
+    with unchanged(grad):
+        grads = torch.autograd.grad(found, [operands[name] for name in wanted], grad)
     expected_grads = torch.autograd.grad(
-        expected, [doubles[name] for name in wanted], grad.double()
+        expected, [doubles[name] for name in wanted], grad.double().contiguous()
     )
     for name, actual, other in zip(wanted, grads, expected_grads, strict=True):
         assert_near(f"gradient of {name}", actual, other, 4 * TOLERANCE[dtype])
@@ -226,6 +247,7 @@ def test_tree_scan(data, dtype, channels, direction, seed):
     with unchanged(*operands.values(), forest.order, forest.parent):
         found = tree_scan(**operands, forest=forest, direction=direction)
         check_like_reference(
+            data,
             found,
             operands,
             lambda x, transition: tree_scan_reference(x, transition, forest, direction),
@@ -252,7 +274,7 @@ def test_selective_tree_scan(data, dtype, channels, state_size, direction, seed)
 
     with unchanged(*operands.values(), forest.order, forest.parent):
         found = selective_tree_scan(**operands, **others)
-        check_like_reference(found, operands, reference, dtype)
+        check_like_reference(data, found, operands, reference, dtype)
 
 
 def draw_settings(data) -> dict:
@@ -273,7 +295,9 @@ def draw_settings(data) -> dict:
 @fuzz
 @given(st.data(), seeds, st.booleans())
 def test_tree_ssm_conv(data, seed, is_double):
-    """Any memory layout gives what the plain one gives, and gradients reach x and all weights."""
+    """Along the tree that it grew, any memory layout gives what the plain one gives; gradients
+    reach x and all weights.
+    """
     edge_index, num_nodes = draw_graph(data)
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float64 if is_double else torch.float32
@@ -282,20 +306,52 @@ def test_tree_ssm_conv(data, seed, is_double):
     torch.manual_seed(seed)
     settings = draw_settings(data)
     layer = TreeSSMConv(4, 3, **settings).to(dtype)
-    names = ("metric", "tree", "root")
-    topology = TreeTopology(**{name: settings[name] for name in names})
     with unchanged(x, edge_index, *([] if weight is None else [weight])):
-        forest = topology(x, edge_index, weight)
+        torch.manual_seed(seed)
+        forest, transition = scan_of_layer(layer, x, edge_index, weight)
+        torch.manual_seed(seed)
         found = layer(x, edge_index, weight)
-        along_forest = layer(x, edge_index, forest=forest)
-    assert forest.order.sort().values.equal(torch.arange(num_nodes))
+    check_spans(forest, edge_index)
+    if weight is not None and settings["tree"] != "random":
+        check_is_best(forest, edge_index, weight.detach().contiguous(), settings)
     assert found.shape == (num_nodes, 3) and found.dtype == dtype
+    assert transition.shape == (num_nodes, layer.inner_channels * settings["state_size"])
     same = layer(x.detach().contiguous(), edge_index.contiguous(), forest=forest)
-    assert_near("layer", along_forest, same, TOLERANCE[dtype])
+    assert_near("layer", found, same, TOLERANCE[dtype])
 
     found.sum().backward()
     assert (x.grad is not None) == x.requires_grad
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+@fuzz
+@given(st.data(), seeds, st.booleans())
+def test_tree_topology(data, seed, is_double):
+    """Any memory layout gives the forest that the reference finds over the same dissimilarities."""
+    edge_index, num_nodes = draw_graph(data)
+    generator = torch.Generator().manual_seed(seed)
+    x = draw_tensor(data, (num_nodes, 4), torch.float64 if is_double else torch.float32, generator)
+    settings = {name: draw_settings(data)[name] for name in ("metric", "tree", "root")}
+    topology = TreeTopology(**settings)
+    with unchanged(x, edge_index):
+        torch.manual_seed(seed)
+        found = topology(x, edge_index)
+    torch.manual_seed(seed)
+    again = topology(x, edge_index)
+    check_spans(found, edge_index)
+    assert again.order.equal(found.order) and again.parent.equal(found.parent)
+    if settings["tree"] != "random":
+        x_i, x_j = topology.comparable(x.detach().contiguous())[edge_index]
+        check_is_best(found, edge_index, topology.dissimilarity(x_i, x_j), settings)
+
+
+def check_is_best(found, edge_index, weight, settings):
+    """The forest of the reference, rooted by the reference."""
+    edge_index, num_nodes = edge_index.contiguous(), found.num_nodes
+    weight = weight if settings["tree"] == "min" else -weight.to(torch.float64)
+    mask = minimum_spanning_forest_reference(edge_index, weight, num_nodes)
+    order, parent = root_forest_reference(edge_index, mask, num_nodes, settings["root"])
+    assert found.order.equal(order) and found.parent.equal(parent)
 
 
 @fuzz
@@ -323,11 +379,12 @@ def test_transforms(data, seed):
     generator = torch.Generator().manual_seed(seed)
     patch, few = data.draw(st.integers(1, 2)), st.integers(1, 5)
     shape = (3, patch * data.draw(few), patch * data.draw(few))
+    shape = data.draw(st.sampled_from([shape, *((batch_size, *shape) for batch_size in range(3))]))
     image = draw_tensor(data, shape, torch.float32, generator)
     if data.draw(st.booleans()):
         image = data.draw(layouts)((image.detach().abs() * 255).to(torch.uint8))
-    points = draw_tensor(data, (data.draw(st.integers(2, 9)), 3), torch.float32, generator)
-    features = draw_tensor(data, (data.draw(st.integers(1, 9)), 4), torch.float32, generator)
+    points = draw_tensor(data, (data.draw(st.integers(0, 9)), 3), torch.float32, generator)
+    features = draw_tensor(data, (data.draw(st.integers(0, 9)), 4), torch.float32, generator)
     near = data.draw(st.sampled_from([{"k": 1}, {"k": 2}, {"radius": 0.5}]))
     made = [
         (ImageToGraph(data.draw(st.sampled_from([4, 8])), patch), image),
@@ -343,20 +400,23 @@ def test_transforms(data, seed):
         with unchanged(graph.x, graph.edge_index):
             rooted = to_forest(graph)
         assert set(graph.keys()) == keys
-        check_forest_of(rooted, graph)
+        check_spans(Forest(rooted.order_index, rooted.parent_index), graph.edge_index)
 
 
-def check_forest_of(rooted, graph):
-    order, parent = rooted.order_index.tolist(), rooted.parent_index.tolist()
-    assert sorted(order) == list(range(graph.num_nodes))
+def check_spans(forest, edge_index):
+    """Every node stands in the order once, below its parent, and there are as many edges of the
+    graph as join its components.
+    """
+    order, parent = forest.order.tolist(), forest.parent.tolist()
+    assert sorted(order) == list(range(forest.num_nodes))
     place = {node: index for index, node in enumerate(order)}
     assert all(place[parent[node]] <= place[node] for node in order)
-    edges = set(map(tuple, graph.edge_index.t().tolist()))
+    edges = set(map(tuple, edge_index.t().tolist()))
     branches = [(node, above) for node, above in enumerate(parent) if node != above]
     assert all({(node, above), (above, node)} & edges for node, above in branches)
     components = nx.Graph(list(edges))
-    components.add_nodes_from(range(graph.num_nodes))
-    assert len(branches) == graph.num_nodes - nx.number_connected_components(components)
+    components.add_nodes_from(range(forest.num_nodes))
+    assert len(branches) == forest.num_nodes - nx.number_connected_components(components)
 
 
 @few
@@ -427,7 +487,7 @@ def test_plots(data, height, width, seed):
 
 
 @few
-@given(st.data(), st.integers(1, 2), st.integers(32, 70), st.integers(32, 70), seeds)
+@given(st.data(), st.integers(0, 2), st.integers(32, 70), st.integers(32, 70), seeds)
 def test_grootv(data, batch_size, height, width, seed):
     torch.manual_seed(0)
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=3).eval()
@@ -441,15 +501,62 @@ def test_grootv(data, batch_size, height, width, seed):
     assert (images.grad is not None) == images.requires_grad
 
 
+@few
+@given(st.data(), st.sampled_from([4, 8]), st.integers(0, 3), seeds)
+def test_load_grootv(tmp_path_factory, data, channels, num_classes, seed):
+    """Whatever has happened to a file, it is read or refused, and a model is filled or left."""
+    torch.manual_seed(seed)
+    depths = data.draw(st.tuples(*4 * [st.integers(1, 2)]))
+    model, filled = (GrootV(channels, depths, num_classes=num_classes) for _ in range(2))
+    layout = data.draw(edge_layouts)
+    weights = {
+        name: layout(value) if value.dim() > 0 else value
+        for name, value in model.state_dict().items()
+    }
+    with unchanged(*weights.values()):
+        converted = convert_grootv_checkpoint({f"module.{name}": weights[name] for name in weights})
+    assert all(converted[name].equal(value) for name, value in model.state_dict().items())
+
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(converted, path)
+    assert_same_weights(load_grootv(path), model)
+    path.write_bytes(damaged(data, path.read_bytes()))
+    before = {name: value.clone() for name, value in filled.state_dict().items()}
+    try:
+        load_grootv(path, model=filled)
+    except ValueError as error:
+        assert "'path'" in str(error) or "'state_dict'" in str(error)
+        assert all(before[name].equal(value) for name, value in filled.state_dict().items())
+
+
+def assert_same_weights(found, model):
+    weights = model.state_dict()
+    assert found.state_dict().keys() == weights.keys()
+    assert all(weights[name].equal(value) for name, value in found.state_dict().items())
+
+
+def damaged(data, content: bytes) -> bytes:
+    """Cut off, or with other bytes in some places: most often in the lists at its two ends."""
+    if data.draw(st.booleans()):
+        return content[: data.draw(st.integers(0, len(content) - 1))]
+    content, last = bytearray(content), len(content) - 1
+    places = st.one_of(
+        st.integers(0, last), st.integers(0, 5000), st.integers(last - 5000, last)
+    ).map(lambda place: min(place, last))
+    for place in data.draw(st.lists(places, min_size=1, max_size=20)):
+        content[place] = data.draw(st.integers(0, 255))
+    return bytes(content)
+
+
 @lru_cache
-def untrained_grootl():
+def untrained_grootl(tree_mode="context"):
     transformers = pytest.importorskip("transformers", minversion="5.5")
     from groot_graph.models import GrootLForCausalLM
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "hidden_size": 8, "state_size": 2, "num_hidden_layers": 2}
     mamba = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
-    return GrootLForCausalLM.from_mamba(mamba).eval()
+    return GrootLForCausalLM.from_mamba(mamba, tree_mode=tree_mode).eval()
 
 
 @few
@@ -470,12 +577,53 @@ def test_grootl(data, batch_size, length, seed):
         assert_near("logits", row[first:], expected, 2e-4)
 
 
-@pytest.mark.parametrize("layout", [plain, transposed, strided, offset, broadcast])
+@few
+@given(st.data(), st.integers(1, 12), seeds)
+def test_causal_grootl(data, length, seed):
+    """What comes later changes nothing of what came before."""
+    model, generator = untrained_grootl("causal"), torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 20, (2, length), generator=generator)
+    tokens, first = data.draw(layouts)(tokens), data.draw(st.integers(1, length))
+    with unchanged(tokens), torch.no_grad():
+        found, alone = model(tokens).logits, model(tokens[:, :first]).logits
+    assert_near("logits", found[:, :first], alone, 2e-4)
+
+
+@few
+@given(st.data(), st.sampled_from(["context", "causal"]), st.integers(1, 9), seeds)
+def test_grootl_generates(data, tree_mode, length, seed):
+    """The same with its cache as without, for prompts that are padded on the left."""
+    # Doubles, so that rounding does not decide between tokens of equal scores.
+    model = deepcopy(untrained_grootl(tree_mode)).double()
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randint(1, 20, (2, length), generator=generator)
+    start = torch.tensor([data.draw(st.integers(0, length - 1)) for _ in range(2)])
+    mask = (torch.arange(length) >= start[:, None]).long()
+    prompt, mask = (data.draw(edge_layouts)(tensor) for tensor in (prompt * mask, mask))
+    with unchanged(prompt, mask):
+        cached, whole = (
+            model.generate(
+                prompt, attention_mask=mask, max_new_tokens=4, use_cache=use_cache, pad_token_id=0
+            )
+            for use_cache in (True, False)
+        )
+    assert cached.equal(whole) and cached[:, :length].equal(prompt)
+
+
+def test_every_public_name_is_fuzzed():
+    of_fixed_size = {"grootv_tiny", "grootv_small", "grootv_base"}  # of a GrootV
+    modules = [groot_graph, datasets, models, nn, transforms]
+    names = {name for module in modules for name in module.__all__}
+    called = set(re.findall(r"\w+", Path(__file__).read_text().split("\n\n\n", 1)[1]))
+    assert names - {"datasets", "nn", "transforms"} - of_fixed_size <= called
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_layouts_are_what_they_are_called(layout):
     tensor = torch.rand(4, 3)
     made = layout(tensor)
     assert made.shape == tensor.shape
-    if layout is not broadcast:
+    if layout not in (broadcast, broadcast_columns):
         assert made.equal(tensor)
     assert made.is_contiguous() == (layout in (plain, offset))
     assert (made.storage_offset() > 0) == (layout is offset)

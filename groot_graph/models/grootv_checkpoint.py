@@ -151,16 +151,16 @@ def _fresh_head(model: GrootV, weights: dict) -> dict:
 def _read(path: Path) -> dict:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    with safe_globals([_SETTINGS]):
+    with path.open("rb") as file, safe_globals([_SETTINGS]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"'path' must be a file of weights alone, and {path} holds more or is damaged, so "
                 f"it was not read: its pickled code could do anything. Where you trust its source, "
                 f"open it there and save its state dict alone. ({_first_line(error)})"
             ) from error
-        except (RuntimeError, EOFError, KeyError) as error:
+        except Exception as error:  # Damaged bytes raise errors of any type.
             raise ValueError(
                 f"'path' must be a readable checkpoint, got {path} ({_first_line(error)})"
             ) from error
