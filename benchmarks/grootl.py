@@ -23,6 +23,7 @@ from benchmarks.measure import (
 from benchmarks.report import machine_lines
 from benchmarks.units import quantity
 from groot_graph.models import GrootLForCausalLM
+from groot_graph.models.grootl import CACHE_NAME
 
 # The settings of GrootL that are measured; transformers' own Mamba has the same weights.
 MODELS = {
@@ -84,7 +85,9 @@ def make_training(name: str, num_tokens: int, args: argparse.Namespace) -> Calla
 def make_next_token(name: str, num_tokens: int, args: argparse.Namespace) -> Callable[[], Tensor]:
     """The logits of one more token, after so many that a cache holds; the cache goes on."""
     model = make_model(name, args)
-    memory = "cache_params" if name == PEER else "past_key_values"
+    memory = CACHE_NAME
+    if name == PEER and memory == "past_key_values":
+        memory = "cache_params"  # as Mamba calls it before transformers 5.24
     with torch.no_grad():
         output = model(make_tokens(num_tokens, args), use_cache=True, logits_to_keep=1)
     token = make_tokens(1, args)

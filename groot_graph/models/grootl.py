@@ -37,6 +37,9 @@ from groot_graph.ops.checks import (
     values_are_checked,
 )
 
+# What transformers calls the memory of generation: "cache" from 5.24 on.
+CACHE_NAME = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
+
 # The label of tokens that the loss leaves out.
 IGNORED = -100
 
@@ -72,7 +75,7 @@ class GrootLConfig(MambaConfig):
     """
 
     model_type = "grootl"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [CACHE_NAME]
 
     def __init__(
         self,
@@ -116,7 +119,10 @@ class GrootLCache:
         num_tokens (int): The number of places so far, padding included.
     """
 
+    # What generation asks a cache.
     is_compileable = False
+    is_croppable = False
+    is_linear = (False,)  # It knows its number of tokens.
 
     def __init__(self, num_layers: int):
         self.layers: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
@@ -371,8 +377,8 @@ class GrootLModel(GrootLPreTrainedModel):
             past_key_values.num_tokens += x.size(1)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,  # type: ignore[arg-type]
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            **{CACHE_NAME: past_key_values},  # type: ignore[arg-type]
         )
 
     def _layout(
@@ -485,6 +491,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: GrootLCache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""The logits of the next tokens.
@@ -510,18 +517,22 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 (default: that of the configuration)
             logits_to_keep (int or LongTensor, optional): For how many of the last tokens, or for
                 which ones, to compute logits; :obj:`0` are all. (default: :obj:`0`)
+            cache (GrootLCache, optional): `past_key_values`, under the name that transformers has
+                for it from 5.24 on. (default: :obj:`None`)
             **kwargs (optional): :obj:`return_dict=False` for a tuple; and those of the loss, such
                 as :obj:`num_items_in_batch`.
 
         Returns:
             CausalLMOutputWithPast: With :obj:`loss` if there are `labels`, :obj:`logits`,
-            :obj:`past_key_values`, :obj:`hidden_states`.
+            :obj:`hidden_states`, and the cache under the name that the installed transformers has
+            for it, :obj:`past_key_values` or :obj:`cache`.
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If a shape does not fit, padding stands inside a text, or a context is
-                negative or longer than its text. On GPUs what needs the values of tensors is
-                checked only under :func:`torch_geometric.set_debug`.
+            ValueError: If a shape does not fit, padding stands inside a text, a context is negative
+                or longer than its text, or both `past_key_values` and `cache` are given. On GPUs
+                what needs the values of tensors is checked only under
+                :func:`torch_geometric.set_debug`.
         """
         if labels is not None:
             use_cache = False if use_cache is None else use_cache
@@ -531,7 +542,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             inputs_embeds,
-            past_key_values,
+            _one_cache(past_key_values, cache),
             context_lengths,
             use_cache,
             output_hidden_states,
@@ -546,30 +557,32 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
+            **{CACHE_NAME: output.get(CACHE_NAME)},
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
-        past_key_values: GrootLCache | None = None,  # type: ignore[override]
+        past_key_values: GrootLCache | None = None,
         attention_mask: torch.LongTensor | None = None,
         inputs_embeds: Tensor | None = None,
-        context_lengths: Tensor | None = None,  # type: ignore[override]
+        context_lengths: Tensor | None = None,
+        cache: GrootLCache | None = None,
         **kwargs,
     ) -> dict[str, Any]:
-        if past_key_values is not None and past_key_values.num_tokens > 0:
-            _check_is_new(next_sequence_length, past_key_values)
+        cache = _one_cache(past_key_values, cache)
+        if cache is not None and cache.num_tokens > 0:
+            _check_is_new(next_sequence_length, cache)
             attention_mask = context_lengths = None
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,  # type: ignore[arg-type]
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             context_lengths=context_lengths,
+            **{CACHE_NAME: cache},  # type: ignore[arg-type]
             **kwargs,
         )
 
@@ -600,12 +613,20 @@ def _without_type(config: dict) -> dict:
     return {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
 
 
-def _check_is_new(num_new: int | None, past_key_values: GrootLCache) -> None:
+def _one_cache(
+    past_key_values: GrootLCache | None, cache: GrootLCache | None
+) -> GrootLCache | None:
+    if past_key_values is not None and cache is not None:
+        raise ValueError("'cache' must be left out with 'past_key_values', whose other name it is")
+    return past_key_values if cache is None else cache
+
+
+def _check_is_new(num_new: int | None, cache: GrootLCache) -> None:
     if num_new is not None and num_new < 1:
-        num_tokens = past_key_values.num_tokens
+        num_tokens = cache.num_tokens
         raise ValueError(
             f"'input_ids' must hold the whole text, longer than the {num_tokens} tokens of "
-            f"'past_key_values', got {num_tokens + num_new} tokens"
+            f"'{CACHE_NAME}', got {num_tokens + num_new} tokens"
         )
 
 

@@ -15,6 +15,7 @@ pytest.importorskip("transformers", minversion="5.5")
 from transformers import MambaConfig, MambaForCausalLM  # noqa: E402
 
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
+from groot_graph.models.grootl import CACHE_NAME  # noqa: E402
 from groot_graph.models.text_tree import TextLayout  # noqa: E402
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "grootl.npz"
@@ -68,7 +69,7 @@ def test_every_step_with_a_cache_gives_the_logits_of_the_whole_text(mode):
     output = model(input_ids[:, :16], mask[:, :16], use_cache=True)
     for token in range(16, 80):
         following = input_ids[:, token : token + 1]
-        output = model(following, past_key_values=output.past_key_values)
+        output = model(following, past_key_values=getattr(output, CACHE_NAME))
         torch.testing.assert_close(output.logits[:, 0], whole[:, token], rtol=0, atol=1e-4)
 
 

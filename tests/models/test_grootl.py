@@ -1,6 +1,7 @@
 import runpy
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,12 @@ from transformers import (  # noqa: E402
 )
 
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
-from groot_graph.models.grootl import GrootLCache, GrootLConfig, GrootLMixer  # noqa: E402
+from groot_graph.models.grootl import (  # noqa: E402
+    CACHE_NAME,
+    GrootLCache,
+    GrootLConfig,
+    GrootLMixer,
+)
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "grootl.npz"
 MODES = ["context", "causal"]
@@ -49,6 +55,10 @@ def mamba(**kwargs) -> MambaForCausalLM:
 
 def grootl(**kwargs) -> GrootLForCausalLM:
     return GrootLForCausalLM.from_mamba(mamba(), **kwargs)
+
+
+def cache_of(output) -> GrootLCache | None:
+    return getattr(output, CACHE_NAME)
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -244,7 +254,7 @@ def test_loss_is_that_of_shifted_labels():
     output = model(input_ids, labels=labels)
     expected = F.cross_entropy(output.logits[:, 3:-1].flatten(0, 1), input_ids[:, 4:].flatten())
     torch.testing.assert_close(output.loss, expected)
-    assert output.past_key_values is None
+    assert cache_of(output) is None
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -258,11 +268,11 @@ def test_a_padded_text_gives_what_it_gives_alone(model, side):
 
     output = model(input_ids, mask, context_lengths=contexts, use_cache=True)
     following = tokens(4, 3)
-    after = model(following, past_key_values=output.past_key_values).logits
+    after = model(following, past_key_values=cache_of(output)).logits
     for text, place in enumerate(kept):
         alone = model(texts[text], context_lengths=contexts[text], use_cache=True)
         close(output.logits[text, place], alone.logits[0])
-        after_alone = model(following[text : text + 1], past_key_values=alone.past_key_values)
+        after_alone = model(following[text : text + 1], past_key_values=cache_of(alone))
         close(after[text], after_alone.logits[0])
 
 
@@ -299,14 +309,14 @@ def test_every_step_with_a_cache_gives_the_logits_of_the_whole_text(model, promp
     output = model(input_ids[:, :prompt_length], use_cache=True)
     close(output.logits, whole[:, :prompt_length])
     for token in range(prompt_length, prompt_length + 64):
-        output = model(input_ids[:, token : token + 1], past_key_values=output.past_key_values)
+        output = model(input_ids[:, token : token + 1], past_key_values=cache_of(output))
         close(output.logits[:, 0], whole[:, token])
 
 
 def test_several_tokens_at_once_go_on_from_a_cache(model):
     input_ids = tokens(2, 30)
     whole = model(input_ids, context_lengths=9).logits
-    cache = model(input_ids[:, :9], use_cache=True).past_key_values
+    cache = cache_of(model(input_ids[:, :9], use_cache=True))
     close(model(input_ids[:, 9:22], past_key_values=cache).logits, whole[:, 9:22])
     mask = torch.ones_like(input_ids)
     close(model(input_ids[:, 22:], mask, past_key_values=cache).logits, whole[:, 22:])
@@ -319,11 +329,11 @@ def test_the_cache_does_not_grow(model):
         return sum(value.untyped_storage().nbytes() for value in values)
 
     output = model(tokens(2, 5), use_cache=True)
-    before = size(output.past_key_values)
+    before = size(cache_of(output))
     for _ in range(4):
-        model(tokens(2, 7), past_key_values=output.past_key_values)
-    assert size(output.past_key_values) == before
-    assert size(model(tokens(2, 50), use_cache=True).past_key_values) == before
+        model(tokens(2, 7), past_key_values=cache_of(output))
+    assert size(cache_of(output)) == before
+    assert size(cache_of(model(tokens(2, 50), use_cache=True))) == before
 
 
 WAYS = {
@@ -394,12 +404,21 @@ def test_generate_goes_on_from_a_cache(model):
     model = model.double()
     cache = GrootLCache(len(model.backbone.layers))
     text = model.generate(
-        prompt, attention_mask=mask[:, :9], past_key_values=cache, max_new_tokens=6
+        prompt, attention_mask=mask[:, :9], max_new_tokens=6, **{CACHE_NAME: cache}
     )
     text = torch.cat([text, more], dim=1)
-    found = model.generate(text, past_key_values=cache, max_new_tokens=6)
+    found = model.generate(text, **{CACHE_NAME: cache}, max_new_tokens=6)
     expected = model.generate(text, attention_mask=mask, context_lengths=[9, 5], max_new_tokens=6)
     assert found.equal(expected)
+
+
+def test_a_cache_goes_by_two_names(model):
+    output, following = model(tokens(2, 9), use_cache=True), tokens(2, 1)
+    cache = cache_of(output)
+    found = model(following, cache=deepcopy(cache)).logits
+    assert found.equal(model(following, past_key_values=deepcopy(cache)).logits)
+    with pytest.raises(ValueError, match="'cache' must be left out with 'past_key_values'"):
+        model(following, past_key_values=cache, cache=cache)
 
 
 def test_generate_from_embeddings(model):
@@ -410,10 +429,10 @@ def test_generate_from_embeddings(model):
 
 def test_cache_is_reordered(model):
     input_ids = tokens(3, 9)
-    cache = model(input_ids, use_cache=True).past_key_values
+    cache = cache_of(model(input_ids, use_cache=True))
     cache.reorder_cache(torch.tensor([2, 2, 0]))
     following = tokens(3, 1)
-    expected = model(input_ids[[2, 2, 0]], use_cache=True).past_key_values
+    expected = cache_of(model(input_ids[[2, 2, 0]], use_cache=True))
     close(
         model(following, past_key_values=cache).logits,
         model(following, past_key_values=expected).logits,
@@ -628,7 +647,7 @@ def test_a_prompt_longer_than_what_is_to_come_of_it(model):
 
 
 def test_context_after_a_cache(model):
-    cache = model(tokens(1, 4), use_cache=True).past_key_values
+    cache = cache_of(model(tokens(1, 4), use_cache=True))
     with pytest.raises(ValueError, match="'context_lengths' must be left out with a filled"):
         model(tokens(1, 1), past_key_values=cache, context_lengths=2)
     with pytest.raises(ValueError, match="'attention_mask' must be 1 at all tokens that follow"):
@@ -636,9 +655,9 @@ def test_context_after_a_cache(model):
 
 
 def test_generate_from_a_cache_of_a_longer_text(model):
-    cache = model(tokens(1, 4), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="longer than the 4 tokens of 'past_key_values', got 3"):
-        model.generate(tokens(1, 3), past_key_values=cache, max_new_tokens=2)
+    cache = cache_of(model(tokens(1, 4), use_cache=True))
+    with pytest.raises(ValueError, match=f"longer than the 4 tokens of '{CACHE_NAME}', got 3"):
+        model.generate(tokens(1, 3), **{CACHE_NAME: cache}, max_new_tokens=2)
 
 
 def test_neither_tokens_nor_embeddings(model):
