@@ -102,6 +102,41 @@ def test_in_child_processes(method, expected):
     assert_same([whole_chain(SEEDS[0])], expected[:1])
 
 
+def from_several_threads(seeds) -> list[list[np.ndarray]]:
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(whole_chain, seeds))
+
+
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), "spawn"])
+def test_from_several_python_threads_in_child_processes(method, expected):
+    context = multiprocessing.get_context(method)
+    with context.Pool(2, initializer=use_two_threads) as pool:
+        for results in pool.map_async(from_several_threads, [SEEDS] * 2).get(timeout=300):
+            assert_same(results, expected)
+
+
+@needs_fork
+def test_in_a_child_that_is_forked_while_another_thread_computes(expected):
+    context, is_over = multiprocessing.get_context("fork"), threading.Event()
+
+    def compute():
+        while not is_over.is_set():
+            whole_chain(SEEDS[0])
+
+    computing = threading.Thread(target=compute)
+    computing.start()
+    try:
+        for seed in SEEDS:
+            with context.Pool(1, initializer=use_two_threads) as pool:
+                assert_same(
+                    [pool.map_async(whole_chain, [seed]).get(timeout=60)[0]],
+                    expected[seed : seed + 1],
+                )
+    finally:
+        is_over.set()
+        computing.join(300)
+
+
 @needs_fork
 def test_in_a_child_of_a_child(expected):
     context = multiprocessing.get_context("fork")
