@@ -84,10 +84,16 @@ def check_close(what: str, ours: torch.Tensor, other: torch.Tensor, tolerance: f
 
 def in_fresh_process(function: Callable, *args):
     """Result of a module-level function in a process that has done nothing else."""
+    return in_fresh_processes(function, [args])[0]
+
+
+def in_fresh_processes(function: Callable, arguments: list[tuple]) -> list:
+    """Results of as many such processes, which run at once, as there are tuples of arguments."""
     # Not multiprocessing.Pool: it waits for ever where the process dies, as for lack of memory.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        return executor.submit(function, *args).result()
+    with ProcessPoolExecutor(max_workers=len(arguments), mp_context=context) as executor:
+        running = [executor.submit(function, *args) for args in arguments]
+        return [process.result() for process in running]
 
 
 def peak_extra_memory(call: Callable[[], torch.Tensor]) -> int:

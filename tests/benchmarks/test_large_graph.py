@@ -39,7 +39,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     results = main(["--nodes", "400", "--json", str(file)])
     assert json.loads(file.read_text())["results"] == results
     printed = capsys.readouterr().out
-    assert len(results) == 2 + len(edges_per_node)
+    assert len(results) == 2 + 2 * len(edges_per_node)
     for result in results:
         assert result["work"] in printed
         assert result["seconds"] > 0 and result["whole_bytes"] > result["extra_bytes"] >= 0
