@@ -128,10 +128,8 @@ def test_in_a_child_that_is_forked_while_another_thread_computes(expected):
     try:
         for seed in SEEDS:
             with context.Pool(1, initializer=use_two_threads) as pool:
-                assert_same(
-                    [pool.map_async(whole_chain, [seed]).get(timeout=60)[0]],
-                    expected[seed : seed + 1],
-                )
+                results = pool.map_async(whole_chain, [seed]).get(timeout=60)
+            assert_same(results, expected[seed : seed + 1])
     finally:
         is_over.set()
         computing.join(300)
