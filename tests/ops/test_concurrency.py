@@ -1,10 +1,11 @@
+import itertools
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -135,25 +136,24 @@ def test_in_a_child_that_is_forked_while_another_thread_computes(expected):
         computing.join(300)
 
 
+def in_children(methods, seeds) -> list[list[np.ndarray]]:
+    """What the innermost of nested processes computes, from several threads; each of them computes
+    before it starts the next.
+    """
+    use_two_threads()
+    if not methods:
+        return from_several_threads(seeds)
+    whole_chain(seeds[0])
+    context = multiprocessing.get_context(methods[0])
+    # Unlike a Pool's, these processes may have children.
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(in_children, methods[1:], seeds).result(timeout=300)
+
+
 @needs_fork
-def test_in_a_child_of_a_child(expected):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-
-    def grandchild():
-        results.put(whole_chain(SEEDS[0]))
-
-    def child():
-        whole_chain(SEEDS[1])
-        process = context.Process(target=grandchild)
-        process.start()
-        process.join(300)
-
-    process = context.Process(target=child)
-    process.start()
-    assert_same([results.get(timeout=300)], expected[:1])
-    process.join(300)
-    assert process.exitcode == 0
+@pytest.mark.parametrize("methods", list(itertools.product(("fork", "spawn"), repeat=2)), ids=str)
+def test_in_a_child_of_a_child(methods, expected):
+    assert_same(in_children(methods, SEEDS), expected)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
