@@ -1,11 +1,10 @@
-import itertools
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from tests.graphs import random_graph
 
 SEEDS = range(6)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="unknown to this system")
+METHODS = [pytest.param("fork", marks=needs_fork), "spawn"]  # of starting a process
 
 
 def whole_chain(seed: int) -> list[np.ndarray]:
@@ -95,7 +95,7 @@ def test_in_forked_data_loader_workers(worker_init, expected):
         assert_same([result for batch in loader for result in batch], expected)
 
 
-@pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_in_child_processes(method, expected):
     context = multiprocessing.get_context(method)
     with context.Pool(2, initializer=use_two_threads) as pool:
@@ -108,7 +108,7 @@ def from_several_threads(seeds) -> list[list[np.ndarray]]:
         return list(pool.map(whole_chain, seeds))
 
 
-@pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_from_several_python_threads_in_child_processes(method, expected):
     context = multiprocessing.get_context(method)
     with context.Pool(2, initializer=use_two_threads) as pool:
@@ -136,24 +136,35 @@ def test_in_a_child_that_is_forked_while_another_thread_computes(expected):
         computing.join(300)
 
 
-def in_children(methods, seeds) -> list[list[np.ndarray]]:
-    """What the innermost of nested processes computes, from several threads; each of them computes
-    before it starts the next.
-    """
+def start_nested(methods, results):
+    """A process in a process ..., of which the innermost puts what it computes."""
+    context = multiprocessing.get_context(methods[0])
+    process = context.Process(target=compute_nested, args=(methods[1:], results))
+    process.start()
+    return process
+
+
+def compute_nested(methods, results):
     use_two_threads()
     if not methods:
-        return from_several_threads(seeds)
-    whole_chain(seeds[0])
-    context = multiprocessing.get_context(methods[0])
-    # Unlike a Pool's, these processes may have children.
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(in_children, methods[1:], seeds).result(timeout=300)
+        results.put(from_several_threads(SEEDS))
+        return
+    whole_chain(SEEDS[1])
+    assert_ends_well(start_nested(methods, results))
 
 
-@needs_fork
-@pytest.mark.parametrize("methods", list(itertools.product(("fork", "spawn"), repeat=2)), ids=str)
-def test_in_a_child_of_a_child(methods, expected):
-    assert_same(in_children(methods, SEEDS), expected)
+def assert_ends_well(process):
+    process.join(300)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("inner", METHODS)
+@pytest.mark.parametrize("outer", METHODS)
+def test_in_a_child_of_a_child(outer, inner, expected):
+    results = multiprocessing.get_context("spawn").Queue()
+    process = start_nested([outer, inner], results)
+    assert_same(results.get(timeout=300), expected)
+    assert_ends_well(process)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
