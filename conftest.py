@@ -4,10 +4,10 @@ from importlib.util import find_spec
 collect_ignore = [
     f"groot_graph/models/{module}.py"
     for module, package in (
-        ("grootl", "transformers"),
-        ("huggingface", "transformers"),
-        ("lm_eval", "lm_eval"),
-        ("timm", "timm"),
+        ("grootl/model", "transformers"),
+        ("grootv/transformers", "transformers"),
+        ("grootl/lm_eval", "lm_eval"),
+        ("grootv/timm", "timm"),
     )
     if find_spec(package) is None
 ]

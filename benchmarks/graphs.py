@@ -4,16 +4,13 @@ import torch
 from torch_geometric.data import Data
 
 import groot_graph
+from groot_graph.graphs import grid_edge_index
 
 
 def grids(graphs: int, height: int, width: int, seed: int = 0) -> Data:
     """Disjoint 4-connected grids as one graph, the vertical edges of each before the horizontal."""
-    node = torch.arange(height * width).view(height, width)
-    vertical = torch.stack([node[:-1].flatten(), node[1:].flatten()])
-    horizontal = torch.stack([node[:, :-1].flatten(), node[:, 1:].flatten()])
-    one = torch.cat([vertical, horizontal], dim=1)
-    edge_index = torch.cat([one + graph * node.numel() for graph in range(graphs)], dim=1)
-    return _weighted(edge_index, graphs * node.numel(), seed)
+    edge_index = grid_edge_index(height, width, num_graphs=graphs)
+    return _weighted(edge_index, graphs * height * width, seed)
 
 
 def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Data:

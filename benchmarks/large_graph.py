@@ -27,8 +27,8 @@ from benchmarks.machine import describe
 from benchmarks.measure import in_fresh_process, in_fresh_processes, peak_extra_memory
 from benchmarks.report import machine_lines
 from groot_graph import minimum_spanning_forest, minimum_spanning_forest_stream
+from groot_graph.graphs import add_reverse_edges
 from groot_graph.nn import TreeSSMConv
-from groot_graph.transforms.utils import add_reverse_edges
 
 channels = 16
 chunk_size = 10**6  # edges

@@ -26,8 +26,8 @@ from benchmarks.machine import describe
 from benchmarks.report import machine_lines
 from benchmarks.runs import complete, draw_scores, gains, spread
 from groot_graph import Forest
-from groot_graph.models.grootl import GrootLConfig, GrootLForCausalLM, GrootLMixer
-from groot_graph.models.text_tree import ContextTree, TextLayout
+from groot_graph.models.grootl.model import GrootLConfig, GrootLForCausalLM, GrootLMixer
+from groot_graph.models.grootl.trees import ContextTree, TextLayout
 
 # The settings.
 hidden_size = 32

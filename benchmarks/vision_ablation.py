@@ -26,9 +26,8 @@ from benchmarks.machine import describe
 from benchmarks.report import machine_lines
 from benchmarks.runs import complete, draw_scores, gains, spread
 from groot_graph import Forest, root_forest
-from groot_graph.models.grootv import GridTreeSSM, GrootVBlock, convolve, grid_edges
-from groot_graph.transforms.image_to_graph import raster_edge_index
-from groot_graph.transforms.utils import repeat_graph
+from groot_graph.graphs import raster_edge_index, repeat_graph
+from groot_graph.models.grootv.network import GridTreeSSM, GrootVBlock, convolve, grid_edges
 
 # The settings.
 channels = 24

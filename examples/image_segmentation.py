@@ -12,7 +12,7 @@ brick, grass and gravel. Takes about three minutes on one CPU core.
     --resume        go on after an interruption, to the bit
 
 Writes outputs/segmentation.pt after every epoch; at the end outputs/segmentation, which
-UperNetForSemanticSegmentation.from_pretrained reads after groot_graph.models.huggingface
+UperNetForSemanticSegmentation.from_pretrained reads after groot_graph.models.grootv.transformers
 is imported, and outputs/segmentation.png.
 """
 
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from tqdm import tqdm, trange
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from groot_graph.models.huggingface import GrootVConfig
+from groot_graph.models.grootv.transformers import GrootVConfig
 
 # The settings.
 channels = 16  # of the first stage of the backbone

@@ -11,7 +11,7 @@ and gravel. Takes about five minutes on one CPU core.
     --resume                            go on after an interruption, to the bit
 
 Writes outputs/detection.pt after every epoch; at the end outputs/detection, which
-RTDetrForObjectDetection.from_pretrained reads after groot_graph.models.huggingface
+RTDetrForObjectDetection.from_pretrained reads after groot_graph.models.grootv.transformers
 is imported, and outputs/detection.png.
 """
 
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from tqdm import tqdm, trange
 from transformers import RTDetrConfig, RTDetrForObjectDetection
 
-from groot_graph.models.huggingface import GrootVConfig
+from groot_graph.models.grootv.transformers import GrootVConfig
 
 # The settings.
 channels = 16  # of the first stage of the backbone

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from groot_graph.checks import check_floating, check_forest, check_positive_int
 from groot_graph.forest import Forest
+from groot_graph.graphs import raster_edge_index
 from groot_graph.nn import TreeSSM
-from groot_graph.ops import root_forest, tree_scan
-from groot_graph.ops.checks import check_floating, check_forest, check_positive_int
-from groot_graph.transforms.image_to_graph import raster_edge_index
+from groot_graph.ops.root_forest import root_forest
+from groot_graph.ops.tree_scan import tree_scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 
 from groot_graph import Forest, root_forest
-from tests.graphs import FOREST_KINDS, forests, make_forest
+from tests.equipment.graphs import FOREST_KINDS, forests, make_forest
 
 
 def small_forest() -> Forest:

@@ -44,9 +44,9 @@ from groot_graph.visualization import (
     raster_forest,
     scan_of_layer,
 )
-from tests.graphs import forests, multigraphs, to_edge_index
+from tests.equipment.graphs import forests, multigraphs, to_edge_index
+from tests.equipment.scans import DIRECTIONS, EPS, assert_near
 from tests.nn.test_tree_ssm import line_to_root, plain_loop
-from tests.scans import DIRECTIONS, EPS, assert_near
 
 fuzz = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 
-from groot_graph.ops.checks import check_int, check_positive_int
-from groot_graph.transforms.utils import add_reverse_edges
+from groot_graph.checks import check_int, check_positive_int
+from groot_graph.graphs import add_reverse_edges
 
 
 class TransferDataset(InMemoryDataset):

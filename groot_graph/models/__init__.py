@@ -4,8 +4,14 @@ import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from groot_graph.models.grootv import GrootV, grootv_base, grootv_small, grootv_tiny
-from groot_graph.models.grootv_checkpoint import convert_grootv_checkpoint, load_grootv
+from groot_graph.models.grootv import (
+    GrootV,
+    convert_grootv_checkpoint,
+    grootv_base,
+    grootv_small,
+    grootv_tiny,
+    load_grootv,
+)
 
 if TYPE_CHECKING:
     from groot_graph.models.grootl import GrootLForCausalLM
@@ -22,7 +28,7 @@ __all__ = [
 
 if find_spec("timm") is not None:
     try:
-        from groot_graph.models import timm as _timm  # noqa: F401
+        from groot_graph.models.grootv import timm as _timm  # noqa: F401
     except Exception as error:
         warnings.warn(
             f"GrootV is not registered with timm, which fails at import: {error}", stacklevel=2

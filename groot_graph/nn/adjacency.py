@@ -5,7 +5,7 @@ from torch_geometric import EdgeIndex, is_compiling
 from torch_geometric.typing import INDEX_DTYPES, Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_device,
     check_edge_index,
     check_node_range,

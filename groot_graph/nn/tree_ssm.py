@@ -6,16 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Parameter
 
-from groot_graph.forest import Forest
-from groot_graph.nn.checks import check_dt_rank, check_features
-from groot_graph.ops import selective_tree_scan, tree_scan
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_bool,
     check_direction,
+    check_dt_rank,
+    check_features,
     check_forest,
     check_number,
     check_positive_int,
 )
+from groot_graph.forest import Forest
+from groot_graph.ops.selective_tree_scan import selective_tree_scan
+from groot_graph.ops.tree_scan import tree_scan
 
 # u, delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -12,19 +12,20 @@ from torch_geometric.nn import Aggregation, Linear, MessagePassing
 from torch_geometric.nn.aggr import MultiAggregation
 from torch_geometric.typing import Adj, OptTensor
 
-from groot_graph.forest import Forest
-from groot_graph.nn.adjacency import to_plain_edge_index
-from groot_graph.nn.checks import check_dt_rank, check_features
-from groot_graph.nn.parts import works_in_parts
-from groot_graph.nn.tree_ssm import TreeSSM
-from groot_graph.nn.tree_topology import TreeTopology
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_bool,
+    check_dt_rank,
+    check_features,
     check_forest,
     check_number,
     check_positive_int,
     check_shape,
 )
+from groot_graph.forest import Forest
+from groot_graph.nn.adjacency import to_plain_edge_index
+from groot_graph.nn.parts import works_in_parts
+from groot_graph.nn.tree_ssm import TreeSSM
+from groot_graph.nn.tree_topology import TreeTopology
 
 elements_in_part = 2**24  # of a graph whose memory counts for more than its time
 

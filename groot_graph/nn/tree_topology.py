@@ -6,18 +6,19 @@ from torch_geometric import is_compiling
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import Adj, OptTensor
 
-from groot_graph.forest import Forest
-from groot_graph.nn.adjacency import to_plain_edge_index
-from groot_graph.nn.checks import check_features
-from groot_graph.nn.parts import num_in_cache, works_in_parts
-from groot_graph.ops import minimum_spanning_forest, root_forest
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_choice,
     check_device,
+    check_features,
     check_shape,
     check_tensor,
     values_are_checked,
 )
+from groot_graph.forest import Forest
+from groot_graph.nn.adjacency import to_plain_edge_index
+from groot_graph.nn.parts import num_in_cache, works_in_parts
+from groot_graph.ops.minimum_spanning_forest import minimum_spanning_forest
+from groot_graph.ops.root_forest import root_forest
 
 TREES = ("min", "max", "random")
 ROOTS = ("first", "last")

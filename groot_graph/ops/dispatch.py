@@ -9,9 +9,6 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
-
-from groot_graph.ops.checks import computing_dtype
 
 
 def implementation(operation: str, device: torch.device, step: str = "") -> Callable:
@@ -39,19 +36,9 @@ def backend(device: torch.device) -> str:
     return "cuda" if device.type == "cuda" and _has_cupy() else "reference"
 
 
-def has_kernels(device: torch.device) -> bool:
+def has_cuda_kernels(device: torch.device) -> bool:
     r"""Whether CUDA kernels compute on a device."""
     return backend(device) == "cuda"
-
-
-def operand_dtype(*tensors: Tensor) -> torch.dtype:
-    r"""The dtype in which an operation takes its tensors: the half type that all share, where CUDA
-    kernels read it, else the dtype that is computed in.
-    """
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) == 1 and has_kernels(tensors[0].device):
-        return dtypes.pop()
-    return computing_dtype(*tensors)
 
 
 @torch.compiler.assume_constant_result

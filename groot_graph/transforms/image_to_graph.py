@@ -1,4 +1,3 @@
-from functools import lru_cache
 from os import PathLike, fspath
 from typing import Any
 
@@ -8,46 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Data
 
-from groot_graph.ops.checks import check_positive_int
-from groot_graph.transforms.utils import (
-    InputToGraph,
-    add_batch,
-    add_reverse_edges,
-    repeat_graph,
-)
+from groot_graph.checks import check_positive_int
+from groot_graph.graphs import add_reverse_edges, grid_edge_index, repeat_graph
+from groot_graph.transforms.utils import InputToGraph, add_batch
 
 # Modes that PIL hands to NumPy as they are; the other ones are converted first.
 _PIL_MODES = {"1": "L", "LA": "RGBA", "PA": "RGBA"}
 _PIL_PLAIN_MODES = ("L", "RGB", "RGBA", "I;16", "F")
-
-
-@lru_cache(maxsize=64)
-def grid_edge_index(
-    height: int, width: int, connectivity: int = 4, device: torch.device | None = None
-) -> Tensor:
-    """Edges of a pixel grid whose nodes are numbered row by row, each in one direction.
-
-    First all vertical pairs :math:`(r, c)-(r+1, c)` in raster order, then all horizontal pairs
-    :math:`(r, c)-(r, c+1)`, then, for :obj:`connectivity=8`, the diagonals
-    :math:`(r, c)-(r+1, c+1)` and the diagonals :math:`(r, c+1)-(r+1, c)`.
-
-    The result is shared by all callers of one size: copy it before changing it.
-    """
-    node = torch.arange(height * width, device=device).view(height, width)
-    pairs = [(node[:-1], node[1:]), (node[:, :-1], node[:, 1:])]
-    if connectivity == 8:
-        pairs += [(node[:-1, :-1], node[1:, 1:]), (node[:-1, 1:], node[1:, :-1])]
-    return torch.cat([torch.stack([a.flatten(), b.flatten()]) for a, b in pairs], dim=1)
-
-
-def raster_edge_index(
-    height: int, width: int, by_column: bool = False, device: torch.device | None = None
-) -> Tensor:
-    """Edges of the chain that a raster scan walks over a pixel grid whose nodes are numbered row by
-    row: along the rows, each from left to right, or along the columns, each from top to bottom."""
-    node = torch.arange(height * width, device=device).view(height, width)
-    walk = (node.t() if by_column else node).flatten()
-    return torch.stack([walk[:-1], walk[1:]])
 
 
 class ImageToGraph(InputToGraph):
@@ -117,7 +83,7 @@ class ImageToGraph(InputToGraph):
         num_graphs, num_features, height, width = patches.shape
         num_nodes = height * width
 
-        edges = grid_edge_index(height, width, self.connectivity, image.device)
+        edges = grid_edge_index(height, width, self.connectivity, device=image.device)
         data.x = patches.permute(0, 2, 3, 1).reshape(num_graphs * num_nodes, num_features)
         data.edge_index = repeat_graph(add_reverse_edges(edges), num_nodes, num_graphs)
         data.pos = _grid_pos(height, width, image.device).repeat(num_graphs, 1)

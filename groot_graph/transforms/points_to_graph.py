@@ -6,7 +6,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import coalesce
 
-from groot_graph.ops.checks import check_number, check_positive_int
+from groot_graph.checks import check_number, check_positive_int
 from groot_graph.transforms.utils import InputToGraph
 
 

@@ -1,40 +1,12 @@
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from groot_graph.ops.checks import check_positive_int
-from groot_graph.transforms.utils import (
-    InputToGraph,
-    add_batch,
-    add_reverse_edges,
-    repeat_graph,
-)
-
-
-@lru_cache(maxsize=64)
-def text_edge_index(
-    num_tokens: int,
-    window: int = 3,
-    context_length: int | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Candidate edges between tokens, each in one direction, from the earlier to the later one.
-
-    Listed from the last token backwards; each token is joined to its predecessors at distance
-    :math:`1, \\ldots,` :obj:`window` in this order, and beyond the first :obj:`context_length`
-    tokens to its direct predecessor only.
-
-    The result is shared by all callers of one length: copy it before changing it.
-    """
-    context_length = num_tokens if context_length is None else context_length
-    token = torch.arange(max(num_tokens - 1, 0), 0, -1, device=device)[:, None]
-    distance = torch.arange(1, window + 1, device=device)[None, :]
-    is_edge = (distance <= token) & ((distance == 1) | (token < context_length))
-    source = (token - distance)[is_edge]
-    return torch.stack([source, token.expand_as(is_edge)[is_edge]])
+from groot_graph.checks import check_positive_int
+from groot_graph.graphs import add_reverse_edges, repeat_graph, text_edge_index
+from groot_graph.transforms.utils import InputToGraph, add_batch
 
 
 class TextToGraph(InputToGraph):
@@ -103,7 +75,7 @@ class TextToGraph(InputToGraph):
         is_batch = tokens.dim() == (3 if tokens.is_floating_point() else 2)
         num_graphs, num_tokens = tokens.shape[:2] if is_batch else (1, tokens.size(0))
 
-        edges = text_edge_index(num_tokens, self.window, self.context_length, tokens.device)
+        edges = text_edge_index(num_tokens, self.window, self.context_length, device=tokens.device)
         data.x = tokens.flatten(0, 1) if is_batch else tokens
         data.edge_index = repeat_graph(add_reverse_edges(edges), num_tokens, num_graphs)
         return add_batch(data, num_tokens, num_graphs) if is_batch else data

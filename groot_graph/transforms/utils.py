@@ -1,7 +1,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
@@ -29,21 +28,6 @@ class InputToGraph(BaseTransform):
         value = data[self.key]
         del data[self.key]
         return value, data
-
-
-def add_reverse_edges(edge_index: Tensor) -> Tensor:
-    """Appends the reverse of every edge after all given ones.
-
-    Of two equal edges the lower number wins, so the minimum spanning forest keeps the given
-    direction and is the same with and without the reverse edges.
-    """
-    return torch.cat([edge_index, edge_index.flip(0)], dim=1)
-
-
-def repeat_graph(edge_index: Tensor, num_nodes: int, num_graphs: int) -> Tensor:
-    """Edges of :obj:`num_graphs` disjoint copies of one graph, graph after graph, in new memory."""
-    offset = num_nodes * torch.arange(num_graphs, device=edge_index.device)
-    return (edge_index[:, None, :] + offset[None, :, None]).reshape(2, -1)
 
 
 def add_batch(data: Data, num_nodes: int, num_graphs: int) -> Data:

@@ -20,7 +20,7 @@ from benchmarks.text_ablation import (
     table,
 )
 from groot_graph import Forest
-from groot_graph.models.text_tree import TEXT_TREES
+from groot_graph.models.grootl.trees import TEXT_TREES
 
 RECALL = "associative recall"
 

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from groot_graph.ops import kernels
+from groot_graph.ops.cuda import launch
 
 nvrtc = pytest.importorskip("cupy", reason="NVRTC comes with CuPy").cuda.nvrtc
 
@@ -60,7 +60,7 @@ def supported_capabilities():
 def compile_cuda(source, capability, macros, name="kernel.cu"):
     """The machine code for one compute capability; the compiler's warnings count as errors."""
     program = nvrtc.createProgram(source, name, (), ())
-    options = kernels.options(tuple(sorted(macros.items())))
+    options = launch.options(tuple(sorted(macros.items())))
     try:
         nvrtc.compileProgram(program, (f"-arch=sm_{capability}", *options))
         log = nvrtc.getProgramLog(program).strip("\0\n ")
@@ -89,7 +89,7 @@ def kernel_names(source):
 def test_compiles_without_a_warning(operation, macros, capability):
     if capability not in supported_capabilities():
         pytest.skip(f"this NVRTC does not know compute capability {capability}")
-    source = kernels.source(operation)
+    source = launch.source(operation)
     binary = compile_cuda(source, capability, macros, f"{operation}.cu")
     names = kernel_names(source)
     assert names or "__global__" not in source

@@ -9,11 +9,10 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from groot_graph import Forest, minimum_spanning_forest, root_forest, tree_scan
+from groot_graph import Forest, checks, minimum_spanning_forest, root_forest, tree_scan
 from groot_graph.nn import TreeSSM, TreeSSMConv
-from groot_graph.ops import checks
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
-from tests.graphs import make_forest, random_graph
+from tests.equipment.graphs import make_forest, random_graph
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
 
 # What makes the host wait for the device, in PyTorch's own names.
 WAITS = (

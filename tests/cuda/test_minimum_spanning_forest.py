@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.utils import grid, to_undirected
 
-from groot_graph.ops import kernels
 from groot_graph.ops.minimum_spanning_forest import cuda
 from groot_graph.ops.minimum_spanning_forest.cpu import minimum_spanning_forest_cpu
 from groot_graph.ops.minimum_spanning_forest.cuda import minimum_spanning_forest_cuda
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
-from tests.cuda_host import cuda_on_host
-from tests.cuda_host.sanitize import run_sanitized
-from tests.graphs import forest_edges, multigraphs, random_graph, to_edge_index
+from tests.equipment.cuda_host import cuda_on_host
+from tests.equipment.cuda_host.sanitize import run_sanitized
+from tests.equipment.graphs import forest_edges, multigraphs, random_graph, to_edge_index
 
 SIZES = (1, 2, 3, 63, 257, 1025)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -222,7 +221,7 @@ def recorded_launches():
 
     def launch(operation, kernel, num_threads, *arguments):
         launched.append((kernel, num_threads, arguments))
-        kernels.launch(operation, kernel, num_threads, *arguments)
+        launch.launch(operation, kernel, num_threads, *arguments)
 
     with patch.object(cuda, "launch", launch), patch.object(cuda, "word", lambda value: value):
         yield launched
@@ -286,8 +285,8 @@ def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch
 from groot_graph.ops.minimum_spanning_forest.cuda import minimum_spanning_forest_cuda
-from tests.cuda_host import cuda_on_host
-from tests.graphs import random_graph
+from tests.equipment.cuda_host import cuda_on_host
+from tests.equipment.graphs import random_graph
 
 for num_nodes, num_edges in ((1, 1), (2, 1), (257, 1), (2, 257), (300, 1025), (1025, 300)):
     edge_index = random_graph(num_nodes + 1, num_edges) - torch.randint(2, (num_edges,))

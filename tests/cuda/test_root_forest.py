@@ -7,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groot_graph import Forest, minimum_spanning_forest, root_forest
-from groot_graph.ops.checks import values_are_checked
+from groot_graph.checks import values_are_checked
 from groot_graph.ops.root_forest import cuda
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
 from groot_graph.ops.root_forest.reference import root_forest_reference
-from tests.cuda.on_host import cuda_kernels, without_plan
-from tests.cuda_host.sanitize import run_sanitized
-from tests.graphs import (
+from tests.equipment.cuda_host.sanitize import run_sanitized
+from tests.equipment.graphs import (
     FOREST_KINDS,
     forest_edges,
     forests,
@@ -22,6 +21,7 @@ from tests.graphs import (
     random_graph,
     to_edge_index,
 )
+from tests.equipment.on_host import cuda_kernels, without_plan
 
 SIZES = (1, 2, 3, 63, 257, 1025)
 
@@ -165,8 +165,8 @@ def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels
-from tests.graphs import FOREST_KINDS, forest_edges, random_graph
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, random_graph
 from tests.cuda.test_root_forest import unchecked
 for kind in FOREST_KINDS:
     for num_nodes in (1, 2, 63, 601):

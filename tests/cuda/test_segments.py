@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given, settings
 
 from groot_graph import Forest
-from groot_graph.ops import kernels, segments
+from groot_graph.ops.cuda import launch, plan
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels
-from tests.graphs import FOREST_KINDS, forest_edges, forests
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
 
 ROOT, FIRST, LAST = 1, 2, 4
 LENGTHS = {
-    "as-on-a-gpu": {"most": segments.MOST, "few": segments.FEW},
+    "as-on-a-gpu": {"most": plan.MOST, "few": plan.FEW},
     "short": SHORT_SEGMENTS,
     "odd": {"most": 7, "few": 9},
 }
@@ -30,7 +30,7 @@ def cut(edge_index, num_nodes, length) -> tuple[Forest, list]:
 def read(plan, num_nodes) -> list[dict]:
     """The plan by levels, without what is beyond the counts."""
     levels = []
-    for level in segments.levels_of(plan, num_nodes):
+    for level in plan.levels_of(plan, num_nodes):
         size = level.num_places
         row, flags, start, linked_as, counts = level.plan.split([size, size, size + 1, size, 2])
         num_segments, num_linked = counts.tolist()
@@ -109,13 +109,13 @@ def test_segments_are_nodes_of_one_chain_and_what_hangs_from_it():
 
 def test_small_trees_share_a_segment():
     _, levels = cut(forest_edges("isolated", 1000), 1000, LENGTHS["as-on-a-gpu"])
-    assert len(levels[0]["start"]) - 1 == -(-1000 // segments.MOST)
+    assert len(levels[0]["start"]) - 1 == -(-1000 // plan.MOST)
 
 
 def test_depth_of_the_walks_suffices():
-    (depth,) = re.findall(r"const int DEPTH = (\d+);", kernels.source("tree_scan"))
+    (depth,) = re.findall(r"const int DEPTH = (\d+);", launch.source("tree_scan"))
     # What hangs from a segment's chain, one subtree from another, has 2**(k + 1) - 1 nodes or more.
-    assert max(2 * segments.MOST, segments.FEW) < 2 ** int(depth)
+    assert max(2 * plan.MOST, plan.FEW) < 2 ** int(depth)
 
 
 @pytest.mark.parametrize("kind", ["chain", "star", "spider", "caterpillar", "binary", "random"])
@@ -123,21 +123,19 @@ def test_walks_do_not_follow_the_depth(kind):
     num_nodes = 5000
     _, levels = cut(forest_edges(kind, num_nodes), num_nodes, LENGTHS["as-on-a-gpu"])
     assert len(levels) == 3
-    assert len(levels[0]["start"]) - 1 <= 3 * num_nodes / segments.MOST
-    assert len(levels[1]["row"]) <= 3 * num_nodes / segments.MOST
+    assert len(levels[0]["start"]) - 1 <= 3 * num_nodes / plan.MOST
+    assert len(levels[1]["row"]) <= 3 * num_nodes / plan.MOST
 
 
 def test_number_of_levels_follows_the_logarithm_of_the_size():
-    sizes = {
-        n: len(segments._level_sizes(n)) for n in (129, 10**4, 10**5, 10**6, 10**7, 10**8, 2**30)
-    }
+    sizes = {n: len(plan._level_sizes(n)) for n in (129, 10**4, 10**5, 10**6, 10**7, 10**8, 2**30)}
     assert list(sizes.values()) == [2, 3, 4, 4, 5, 6, 7]
 
 
 def test_plan_holds_all_its_levels():
     for num_nodes in [*range(3000), 10**6, 2**30]:
-        size = sum(4 * places + 3 for places in segments._level_sizes(num_nodes))
-        assert size <= segments.plan_size(num_nodes)
+        size = sum(4 * places + 3 for places in plan._level_sizes(num_nodes))
+        assert size <= plan.plan_size(num_nodes)
 
 
 def test_chains_that_follow_each_other_have_an_empty_segment_between():

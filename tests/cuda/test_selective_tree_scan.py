@@ -4,10 +4,10 @@ from torch.autograd import gradcheck
 
 from groot_graph import root_forest, selective_tree_scan
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
-from tests.cuda_host.sanitize import run_sanitized
-from tests.graphs import FOREST_KINDS, make_forest
-from tests.scans import EPS, assert_near, directions, norms, selective_operands
+from tests.equipment.cuda_host.sanitize import run_sanitized
+from tests.equipment.graphs import FOREST_KINDS, make_forest
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
+from tests.equipment.scans import EPS, assert_near, directions, norms, selective_operands
 
 REQUIRED = ("u", "delta", "A", "B", "C")
 OPTIONS = {
@@ -189,9 +189,9 @@ def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch
 from groot_graph import selective_tree_scan
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
-from tests.graphs import FOREST_KINDS, make_forest
-from tests.scans import selective_operands
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
+from tests.equipment.graphs import FOREST_KINDS, make_forest
+from tests.equipment.scans import selective_operands
 for kind in FOREST_KINDS:
     for *shape, length in ((63, 5, 3, SHORT_SEGMENTS), (600, 3, 1, {})):
         num_nodes = shape[0]

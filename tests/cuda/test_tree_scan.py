@@ -4,10 +4,10 @@ from torch.autograd import gradcheck
 
 from groot_graph import minimum_spanning_forest, root_forest, tree_scan
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
-from tests.cuda_host.sanitize import run_sanitized
-from tests.graphs import FOREST_KINDS, make_forest
-from tests.scans import assert_near, directions
+from tests.equipment.cuda_host.sanitize import run_sanitized
+from tests.equipment.graphs import FOREST_KINDS, make_forest
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
+from tests.equipment.scans import assert_near, directions
 
 SHAPES = [(1, 1), (2, 3), (63, 17), (257, 5), (700, 3)]
 TOLERANCE = {
@@ -174,8 +174,8 @@ def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch
 from groot_graph import tree_scan
-from tests.cuda.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
-from tests.graphs import FOREST_KINDS, make_forest
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
+from tests.equipment.graphs import FOREST_KINDS, make_forest
 for kind in FOREST_KINDS:
     for num_nodes, length in ((1, {}), (63, SHORT_SEGMENTS), (700, {})):
         forest = make_forest(kind, num_nodes)

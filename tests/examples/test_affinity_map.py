@@ -5,7 +5,7 @@ from PIL import Image
 
 from examples.affinity_map import main
 from groot_graph.models import GrootV
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 
 from examples import image_classification
 from examples.image_classification import main
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 EXAMPLE = Path(image_classification.__file__)
 

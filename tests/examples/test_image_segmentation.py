@@ -11,7 +11,7 @@ from transformers import UperNetForSemanticSegmentation
 
 from examples import image_segmentation
 from examples.image_segmentation import class_ious, main, mean_iou
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 EXAMPLE = Path(image_segmentation.__file__)
 

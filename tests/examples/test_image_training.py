@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from examples import image_training
 from examples.image_training import main
 from groot_graph.models import load_grootv
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 EXAMPLE = Path(image_training.__file__)
 # With all that the recipe draws at random: crops, RandAugment, mixing, erasing, skipped blocks.

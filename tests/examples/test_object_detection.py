@@ -12,7 +12,7 @@ from transformers import RTDetrForObjectDetection
 
 from examples import object_detection
 from examples.object_detection import average_precision, main
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 EXAMPLE = Path(object_detection.__file__)
 

@@ -21,7 +21,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from examples import text_finetune
 from examples.text_finetune import main
 from groot_graph.models.grootl import GrootLForCausalLM
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 EXAMPLE = Path(text_finetune.__file__)
 SHIPPED = json.loads((EXAMPLE.parent / "data" / "instructions.json").read_text())

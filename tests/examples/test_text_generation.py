@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausa
 from examples import text_generation
 from examples.text_generation import UserError, load, main
 from groot_graph.models import GrootLForCausalLM
-from tests.examples.failing import fails
+from tests.equipment.failing import fails
 
 PROMPT = "def count(words):\n    total = 0"
 SETTINGS = {

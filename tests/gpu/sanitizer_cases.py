@@ -3,9 +3,9 @@
 import torch
 
 from groot_graph import Forest, minimum_spanning_forest, root_forest
-from tests.gpu.cases import cached_forest_edges, chain_operands, moved, whole_chain
-from tests.graphs import FOREST_KINDS
-from tests.scans import DIRECTIONS
+from tests.equipment.gpu_cases import cached_forest_edges, chain_operands, moved, whole_chain
+from tests.equipment.graphs import FOREST_KINDS
+from tests.equipment.scans import DIRECTIONS
 
 
 def run_all(device: torch.device) -> None:

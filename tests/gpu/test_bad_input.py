@@ -7,9 +7,9 @@ import torch
 import torch_geometric
 
 from groot_graph import Forest, minimum_spanning_forest, root_forest
-from tests.gpu.cases import Layer, chain_operands, moved, rings, whole_chain
-from tests.graphs import make_forest, random_graph
-from tests.scans import directions
+from tests.equipment.gpu_cases import Layer, chain_operands, moved, rings, whole_chain
+from tests.equipment.graphs import make_forest, random_graph
+from tests.equipment.scans import directions
 
 NUM_NODES = 257
 OUTSIDE = [-1, NUM_NODES, -(2**31), 2**31, 2**32, 2**32 + 1, -(2**63), 2**63 - 1]

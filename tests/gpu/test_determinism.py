@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from groot_graph import root_forest
-from tests.gpu.cases import (
+from tests.equipment.gpu_cases import (
     FLOATS,
     Layer,
     assert_same_bits,
@@ -14,8 +14,8 @@ from tests.gpu.cases import (
     rings,
     whole_chain,
 )
-from tests.graphs import FOREST_KINDS
-from tests.scans import directions
+from tests.equipment.graphs import FOREST_KINDS
+from tests.equipment.scans import directions
 
 RUNS = 5
 

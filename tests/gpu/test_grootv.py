@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from groot_graph.models import GrootV, convert_grootv_checkpoint, grootv_tiny
-from tests.published import published_outputs, published_weights
+from tests.equipment.published import published_outputs, published_weights
 
 
 def test_numbers_of_the_published_code():

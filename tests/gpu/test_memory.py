@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from groot_graph import root_forest, selective_tree_scan
-from tests.gpu.cases import chains, moved
-from tests.scans import directions, selective_operands
+from tests.equipment.gpu_cases import chains, moved
+from tests.equipment.scans import directions, selective_operands
 
 NUM_NODES, NUM_CHANNELS, NUM_STATES = 8 * 4096, 768, 16
 

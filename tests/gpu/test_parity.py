@@ -18,7 +18,7 @@ from groot_graph import (
 )
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
-from tests.gpu.cases import (
+from tests.equipment.gpu_cases import (
     FLOATS,
     LARGE_FORESTS,
     SIZES,
@@ -33,8 +33,8 @@ from tests.gpu.cases import (
     whole_chain,
     with_gradients,
 )
-from tests.graphs import FOREST_KINDS, make_forest, random_graph
-from tests.scans import assert_near, directions, norms, selective_operands
+from tests.equipment.graphs import FOREST_KINDS, make_forest, random_graph
+from tests.equipment.scans import assert_near, directions, norms, selective_operands
 
 INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),

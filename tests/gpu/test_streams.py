@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from tests.gpu.cases import Layer, assert_same_bits, chain_operands, moved, rings, whole_chain
-from tests.scans import assert_near, directions
+from tests.equipment.gpu_cases import (
+    Layer,
+    assert_same_bits,
+    chain_operands,
+    moved,
+    rings,
+    whole_chain,
+)
+from tests.equipment.scans import assert_near, directions
 
 # About a second, so that what runs on the default stream in error comes too late.
 LONG = 2 * 10**9

@@ -8,9 +8,9 @@ import torch
 from benchmarks.cuda import captured
 from benchmarks.graphs import grids
 from groot_graph import Forest, minimum_spanning_forest, root_forest
-from tests.gpu.cases import Layer, chain_operands, moved, rings, whole_chain
-from tests.graphs import make_forest
-from tests.scans import assert_near, directions
+from tests.equipment.gpu_cases import Layer, chain_operands, moved, rings, whole_chain
+from tests.equipment.graphs import make_forest
+from tests.equipment.scans import assert_near, directions
 
 NUM_NODES = 3001
 

@@ -4,8 +4,8 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
 
 from groot_graph.nn.adjacency import to_plain_edge_index
-from tests.graphs import random_graph
-from tests.nn.adjacencies import FORMS, adjacency_forms
+from tests.equipment.adjacencies import FORMS, adjacency_forms
+from tests.equipment.graphs import random_graph
 
 x = torch.zeros(5, 3)
 EDGE_INDEX = torch.tensor([[0, 1, 2], [1, 2, 3]])

@@ -11,7 +11,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.utils import erdos_renyi_graph
 
 from groot_graph.nn import TreeSSMConv
-from tests.processes import leave_group
+from tests.equipment.processes import leave_group
 
 NUM_PROCESSES = 2
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 import groot_graph.nn.tree_ssm
 from groot_graph import Forest
 from groot_graph.nn import TreeSSM
-from tests.graphs import make_forest
-from tests.nn.modules import perturbed, pickled
+from tests.equipment.graphs import make_forest
+from tests.equipment.modules import perturbed, pickled
 
 DIRECTIONS = ("both", "up", "down")
 STATE_NORM = pytest.mark.parametrize("state_norm", [False, True], ids=["plain", "state_norm"])

@@ -13,10 +13,10 @@ from torch_geometric.utils import scatter
 
 import groot_graph
 from groot_graph.nn import TreeSSMConv, TreeTopology
-from tests.graphs import make_forest, random_graph
-from tests.nn.adjacencies import FORMS, adjacency_forms
-from tests.nn.modules import perturbed, pickled
-from tests.processes import leave_group
+from tests.equipment.adjacencies import FORMS, adjacency_forms
+from tests.equipment.graphs import make_forest, random_graph
+from tests.equipment.modules import perturbed, pickled
+from tests.equipment.processes import leave_group
 
 EDGE_INDEX = torch.tensor([[0, 1, 2, 0], [1, 2, 3, 3]])
 NO_EDGES = torch.empty(2, 0, dtype=torch.long)

@@ -10,9 +10,9 @@ from torch_geometric.data import Batch, Data
 import groot_graph.nn.parts
 from groot_graph import Forest, minimum_spanning_forest
 from groot_graph.nn import TreeTopology
-from tests.graphs import random_graph
-from tests.nn.adjacencies import FORMS, adjacency_forms
-from tests.nn.modules import pickled
+from tests.equipment.adjacencies import FORMS, adjacency_forms
+from tests.equipment.graphs import random_graph
+from tests.equipment.modules import pickled
 
 EDGE_INDEX = torch.tensor([[0, 1, 2, 0], [1, 2, 3, 3]])
 

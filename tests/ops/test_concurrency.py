@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
-from groot_graph.ops import threads
-from groot_graph.ops.threads import run_in_chunks
-from tests.graphs import random_graph
+from groot_graph.ops.cpu import threads
+from groot_graph.ops.cpu.threads import run_in_chunks
+from tests.equipment.graphs import random_graph
 
 SEEDS = range(6)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="unknown to this system")
@@ -186,7 +186,7 @@ import sys
 import threading
 import torch
 from groot_graph import Forest, tree_scan
-from groot_graph.ops import threads
+from groot_graph.ops.cpu import threads
 
 if sys.argv[1] == "pool":
     threads._team = None

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
 from groot_graph.ops import dispatch
-from tests.graphs import make_forest, random_graph
-from tests.scans import DIRECTIONS, norms, selective_operands
+from groot_graph.ops.dtypes import operand_dtype
+from tests.equipment.graphs import make_forest, random_graph
+from tests.equipment.scans import DIRECTIONS, norms, selective_operands
 
 OPERATIONS = ("minimum_spanning_forest", "root_forest", "tree_scan", "selective_tree_scan")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -109,7 +110,7 @@ def cuda_build(monkeypatch):
 def test_cuda_tensors_get_cuda_kernels_where_cupy_is_installed(operation, cuda_build, monkeypatch):
     monkeypatch.setattr(dispatch, "find_spec", lambda name: name == "cupy" or None)
     device = torch.device("cuda", 1)
-    assert dispatch.has_kernels(device)
+    assert dispatch.has_cuda_kernels(device)
     function = dispatch.implementation(operation, device)
     assert function.__module__ == f"groot_graph.ops.{operation}.cuda"
     assert function.__name__ == f"{operation}_cuda"
@@ -134,12 +135,12 @@ def test_rocm_builds_of_pytorch_get_the_reference(cuda_build, monkeypatch):
 
 def test_half_types_reach_kernels_that_read_them(monkeypatch):
     half, single = torch.ones(1, dtype=torch.bfloat16), torch.ones(1)
-    assert dispatch.operand_dtype(half, half) == torch.float32
+    assert operand_dtype(half, half) == torch.float32
     monkeypatch.setattr(dispatch, "backend", lambda device: "cuda")
-    assert dispatch.operand_dtype(half, half) == torch.bfloat16
-    assert dispatch.operand_dtype(half, half.half()) == torch.float32
-    assert dispatch.operand_dtype(half, single) == torch.float32
-    assert dispatch.operand_dtype(half, single.double()) == torch.float64
+    assert operand_dtype(half, half) == torch.bfloat16
+    assert operand_dtype(half, half.half()) == torch.float32
+    assert operand_dtype(half, single) == torch.float32
+    assert operand_dtype(half, single.double()) == torch.float64
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -11,7 +11,7 @@ from torch_geometric.utils import grid, to_undirected
 
 from groot_graph import minimum_spanning_forest, root_forest
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
-from tests.graphs import multigraphs, random_graph, to_edge_index
+from tests.equipment.graphs import multigraphs, random_graph, to_edge_index
 
 IMPLEMENTATIONS = {
     "cpu": minimum_spanning_forest,

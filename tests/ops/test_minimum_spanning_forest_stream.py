@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, minimum_spanning_forest_stream
-from tests.graphs import multigraphs, to_edge_index
-from tests.processes import free_port, leave_group
+from tests.equipment.graphs import multigraphs, to_edge_index
+from tests.equipment.processes import free_port, leave_group
 
 
 def expected_of(edge_index, edge_weight, num_nodes):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, root_forest
 from groot_graph.ops.root_forest.reference import root_forest_reference
-from tests.graphs import FOREST_KINDS, forest_edges, forests, random_graph, to_edge_index
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests, random_graph, to_edge_index
 
 
 def cpu(edge_index, edge_mask, num_nodes, root):

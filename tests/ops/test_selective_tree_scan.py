@@ -15,8 +15,15 @@ from groot_graph.ops.selective_tree_scan.reference import (
     selective_tree_scan_backward_reference,
     selective_tree_scan_reference,
 )
-from tests.graphs import FOREST_KINDS, forests, make_forest
-from tests.scans import DIRECTIONS, EPS, assert_near, directions, norms, selective_operands
+from tests.equipment.graphs import FOREST_KINDS, forests, make_forest
+from tests.equipment.scans import (
+    DIRECTIONS,
+    EPS,
+    assert_near,
+    directions,
+    norms,
+    selective_operands,
+)
 
 IMPLEMENTATIONS = {"cpu": selective_tree_scan, "reference": selective_tree_scan_reference}
 OPERANDS = ("u", "delta", "A", "B", "C", "D", "transition_delta")

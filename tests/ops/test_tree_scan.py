@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from groot_graph import root_forest, tree_scan
 from groot_graph.forest import Forest
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
-from tests.graphs import FOREST_KINDS, forest_edges, forests, make_forest
-from tests.scans import DIRECTIONS, assert_near, directions
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests, make_forest
+from tests.equipment.scans import DIRECTIONS, assert_near, directions
 
 IMPLEMENTATIONS = {"cpu": tree_scan, "reference": tree_scan_reference}
 SHAPES = [

@@ -6,8 +6,8 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.loader import DataLoader
 
 from groot_graph import minimum_spanning_forest
+from groot_graph.graphs import grid_edge_index
 from groot_graph.transforms import ImageToGraph
-from groot_graph.transforms.image_to_graph import grid_edge_index
 
 
 def grid_edges_by_loops(height, width, connectivity):
@@ -78,9 +78,7 @@ def test_remembered_edges_cannot_be_changed_through_a_result():
     expected = transform(torch.rand(1, 3, 4)).edge_index.clone()
     transform(torch.rand(1, 3, 4)).edge_index.fill_(-1)
     assert transform(torch.rand(1, 3, 4)).edge_index.equal(expected)
-    assert grid_edge_index(3, 4, 4, torch.device("cpu")) is grid_edge_index(
-        3, 4, 4, torch.device("cpu")
-    )
+    assert grid_edge_index(3, 4) is grid_edge_index(3, 4)
 
 
 @pytest.mark.parametrize("wrap", [lambda image: image, lambda image: Data(image=image)])

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_device,
     check_edge_index,
     check_node_range,

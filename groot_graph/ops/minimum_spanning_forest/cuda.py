@@ -6,7 +6,7 @@ Nothing is read back from the device, so a CUDA graph can capture it.
 import torch
 from torch import Tensor
 
-from groot_graph.ops.kernels import MOST_THREADS, launch, on_current_stream, word
+from groot_graph.ops.cuda.launch import MOST_THREADS, launch, on_current_stream, word
 from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, comparable
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groot_graph.ops.checks import check_num_nodes
+from groot_graph.checks import check_num_nodes
 from groot_graph.ops.minimum_spanning_forest.api import (
     check_edge_values,
     check_edges,

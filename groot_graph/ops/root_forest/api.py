@@ -2,8 +2,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
-from groot_graph.forest import Forest
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_device,
     check_edge_index,
     check_node_range,
@@ -12,8 +11,9 @@ from groot_graph.ops.checks import (
     check_tensor,
     values_are_checked,
 )
-from groot_graph.ops.dispatch import has_kernels, implementation
-from groot_graph.ops.segments import plan_size
+from groot_graph.forest import Forest
+from groot_graph.ops.cuda.plan import plan_size
+from groot_graph.ops.dispatch import has_cuda_kernels, implementation
 
 
 def root_forest(
@@ -77,7 +77,7 @@ def root_forest(
 def scan_plan(forest: Forest) -> Tensor:
     r"""What the scans walk along on the forest's device: nothing but on CUDA devices."""
     parent = forest.parent
-    if not has_kernels(parent.device):
+    if not has_cuda_kernels(parent.device):
         return _no_plan(parent)
     if forest.plan is not None and forest.plan.numel() == plan_size(parent.size(0)):
         return forest.plan
@@ -152,7 +152,7 @@ def _(parent):
 
 
 def _empty_plan(parent: Tensor) -> Tensor:
-    if not has_kernels(parent.device):
+    if not has_cuda_kernels(parent.device):
         return _no_plan(parent)
     return parent.new_empty(plan_size(parent.size(0)), dtype=torch.int32)
 

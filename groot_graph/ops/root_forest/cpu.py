@@ -5,7 +5,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from groot_graph.ops.checks import check_acyclic, check_one_root_per_tree
+from groot_graph.checks import check_acyclic, check_one_root_per_tree
 
 
 def root_forest_cpu(

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groot_graph.ops.checks import check_acyclic, check_one_root_per_tree, values_are_checked
-from groot_graph.ops.kernels import MOST_THREADS, Argument, launch, on_current_stream
-from groot_graph.ops.segments import cut, plan_size
+from groot_graph.checks import check_acyclic, check_one_root_per_tree, values_are_checked
+from groot_graph.ops.cuda.launch import MOST_THREADS, Argument, launch, on_current_stream
+from groot_graph.ops.cuda.plan import cut, plan_size
 
 # Arcs are numbered with 32 bits, two for every edge.
 MOST = 2**30

@@ -3,7 +3,7 @@ r"""Rooting by breadth-first levels in plain PyTorch, on any device."""
 import torch
 from torch import Tensor
 
-from groot_graph.ops.checks import check_acyclic, check_one_root_per_tree
+from groot_graph.checks import check_acyclic, check_one_root_per_tree
 
 
 def root_forest_reference(

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from groot_graph.forest import Forest
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_device,
     check_direction,
     check_floating,
     check_forest,
     check_number,
     check_shape,
-    computing_dtype,
 )
-from groot_graph.ops.dispatch import implementation, operand_dtype
+from groot_graph.forest import Forest
+from groot_graph.ops.dispatch import implementation
+from groot_graph.ops.dtypes import computing_dtype, operand_dtype
 from groot_graph.ops.root_forest.api import scan_plan
 
 

@@ -18,8 +18,8 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.threads import run_in_chunks
-from groot_graph.ops.vector import (
+from groot_graph.ops.cpu.order import LAST, LEAF, ROOT, Walk, walk
+from groot_graph.ops.cpu.simd import (
     exponential,
     flat,
     lanes,
@@ -35,7 +35,7 @@ from groot_graph.ops.vector import (
     sum_of_lanes,
     zeros,
 )
-from groot_graph.ops.walk import LAST, LEAF, ROOT, Walk, walk
+from groot_graph.ops.cpu.threads import run_in_chunks
 
 # One vector in float32, two in float64.
 CHANNELS_PER_BLOCK = 32

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.checks import computing_dtype
-from groot_graph.ops.kernels import C_TYPES, on_current_stream
+from groot_graph.ops.cuda.launch import C_TYPES, on_current_stream
+from groot_graph.ops.cuda.scan import MOST_WALKING_THREADS, Walks
+from groot_graph.ops.dtypes import computing_dtype
 from groot_graph.ops.tree_scan.cuda import tree_scan_backward_cuda, tree_scan_cuda
-from groot_graph.ops.walks import MOST_WALKING_THREADS, Walks
 
 # Channels whose gradients of B and C a warp adds up.
 LARGEST_GROUP = 32

@@ -2,15 +2,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from groot_graph.forest import Forest
-from groot_graph.ops.checks import (
+from groot_graph.checks import (
     check_device,
     check_direction,
     check_floating,
     check_forest,
     check_shape,
 )
-from groot_graph.ops.dispatch import has_kernels, implementation, operand_dtype
+from groot_graph.forest import Forest
+from groot_graph.ops.dispatch import has_cuda_kernels, implementation
+from groot_graph.ops.dtypes import operand_dtype
 from groot_graph.ops.root_forest.api import scan_plan
 
 
@@ -108,7 +109,7 @@ def _(grad, x, transition, h, order, parent, plan, direction):
 def _setup_context(ctx, inputs, output):
     x, transition, order, parent, plan, ctx.direction = inputs
     # The CUDA kernels find h again on their way.
-    h = x.new_empty(0) if has_kernels(x.device) else output
+    h = x.new_empty(0) if has_cuda_kernels(x.device) else output
     ctx.save_for_backward(x, transition, h, order, parent, plan)
 
 

@@ -11,8 +11,8 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.threads import run_in_chunks
-from groot_graph.ops.vector import (
+from groot_graph.ops.cpu.order import LAST, LEAF, ROOT, Walk, walk
+from groot_graph.ops.cpu.simd import (
     flat,
     lanes,
     load,
@@ -21,7 +21,7 @@ from groot_graph.ops.vector import (
     store,
     subtract_product,
 )
-from groot_graph.ops.walk import LAST, LEAF, ROOT, Walk, walk
+from groot_graph.ops.cpu.threads import run_in_chunks
 
 # Channels that one unit of work takes: whole vectors, and whole cache lines, in float32 and
 # float64.

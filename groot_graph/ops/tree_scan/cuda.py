@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.checks import computing_dtype
-from groot_graph.ops.kernels import C_TYPES, on_current_stream
-from groot_graph.ops.walks import Walks
+from groot_graph.ops.cuda.launch import C_TYPES, on_current_stream
+from groot_graph.ops.cuda.scan import Walks
+from groot_graph.ops.dtypes import computing_dtype
 
 
 @on_current_stream

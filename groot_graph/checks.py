@@ -1,0 +1,162 @@
+r"""Checks of arguments. Each names the argument, what was found and what was wanted."""
+
+import torch
+import torch_geometric
+from torch import Tensor
+
+from groot_graph.forest import Forest
+
+DIRECTIONS = ("both", "up", "down")
+
+
+def values_are_checked(device: torch.device) -> bool:
+    r"""Whether values are read to check them: on the CPU, and elsewhere in PyG's debug mode."""
+    return device.type == "cpu" or torch_geometric.is_debug_enabled()
+
+
+def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"'{name}' must be one of {choices}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"'{name}' must be one of {choices}, got '{value}'")
+
+
+def check_int(name: str, value) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"'{name}' must be an int, got {type(value).__name__}")
+
+
+def check_positive_int(name: str, value, least: int = 1) -> None:
+    check_int(name, value)
+    if value < least:
+        raise ValueError(f"'{name}' must be at least {least}, got {value}")
+
+
+def check_number(name: str, value) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"'{name}' must be a number, got {type(value).__name__}")
+
+
+def check_bool(name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"'{name}' must be a bool, got {type(value).__name__}")
+
+
+def check_tensor(name: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_floating(name: str, value) -> None:
+    check_tensor(name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"'{name}' must have a floating point dtype, got {value.dtype}")
+
+
+def check_shape(name: str, value: Tensor, shape: tuple, meaning: str) -> None:
+    r"""Compares with a shape in which None stands for any size."""
+    fits = value.dim() == len(shape) and all(
+        wanted is None or found == wanted for found, wanted in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"'{name}' must have shape {meaning} = [{wanted}], got {list(value.shape)}"
+        )
+
+
+def check_device(name: str, value: Tensor, other_name: str, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(
+            f"'{name}' must be on the device of '{other_name}', {device}, got {value.device}"
+        )
+
+
+def check_edge_index(edge_index) -> None:
+    check_tensor("edge_index", edge_index)
+    if edge_index.dtype != torch.int64:
+        raise TypeError(f"'edge_index' must have dtype torch.int64, got {edge_index.dtype}")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            f"'edge_index' must have shape [2, num_edges], got {list(edge_index.shape)}"
+        )
+
+
+def check_num_nodes(num_nodes) -> None:
+    if num_nodes is None or isinstance(num_nodes, torch.SymInt):
+        return
+    if not isinstance(num_nodes, int) or isinstance(num_nodes, bool):
+        raise TypeError(f"'num_nodes' must be an int or None, got {type(num_nodes).__name__}")
+    if num_nodes < 0:
+        raise ValueError(f"'num_nodes' must not be negative, got {num_nodes}")
+
+
+def readable(tensor: Tensor):
+    r"""The tensor, on the CPU as a NumPy array.
+
+    NumPy reads on the calling thread. PyTorch would wake its other threads, and wait for them for
+    longer than reading takes where they have to share a core.
+    """
+    if tensor.device.type != "cpu":
+        return tensor
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+
+
+def check_node_range(edge_index: Tensor, num_nodes: int) -> None:
+    r"""Reads the values: every node number lies in [0, num_nodes)."""
+    if edge_index.numel() == 0:
+        return
+    values = readable(edge_index)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest >= num_nodes:
+        found = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"'edge_index' must hold node numbers from 0 to num_nodes - 1 = {num_nodes - 1}, "
+            f"got {found}"
+        )
+
+
+def check_acyclic(num_nodes: int, num_trees: int, num_edges: int) -> None:
+    if num_edges != num_nodes - num_trees:
+        raise ValueError(
+            f"'edge_index' must hold no cycle among the kept edges: {num_nodes} nodes in "
+            f"{num_trees} components take {num_nodes - num_trees} edges, got {num_edges}"
+        )
+
+
+def check_one_root_per_tree(num_trees: int, num_roots: int, num_rooted: int) -> None:
+    if not num_trees == num_roots == num_rooted:
+        raise ValueError(
+            f"'root' must hold one node of each of the {num_trees} trees, got {num_roots} nodes "
+            f"in {num_rooted} trees"
+        )
+
+
+def check_forest(forest, num_nodes: int, device: torch.device, argument: str) -> None:
+    if not isinstance(forest, Forest):
+        raise TypeError(f"'forest' must be a groot_graph.Forest, got {type(forest).__name__}")
+    if forest.num_nodes != num_nodes:
+        raise ValueError(
+            f"'forest' must have as many nodes as '{argument}' has rows, {num_nodes}, "
+            f"got {forest.num_nodes}"
+        )
+    if forest.device != device:
+        raise ValueError(
+            f"'forest' must be on the device of '{argument}', {device}, got {forest.device}"
+        )
+
+
+def check_direction(direction) -> None:
+    check_choice("direction", direction, DIRECTIONS)
+
+
+def check_dt_rank(dt_rank) -> None:
+    if isinstance(dt_rank, str):
+        check_choice("dt_rank", dt_rank, ("auto",))
+    else:
+        check_positive_int("dt_rank", dt_rank)
+
+
+def check_features(name: str, value: Tensor, channels: int | None = None) -> None:
+    check_floating(name, value)
+    check_shape(name, value, (None, channels), "[num_nodes, channels]")

@@ -1,0 +1,317 @@
+r"""The trees over texts along which GrootL passes states: where they may grow, how they are
+scanned, and what is remembered of them while a text is generated.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groot_graph.forest import Forest
+from groot_graph.graphs import text_edge_index
+from groot_graph.ops.minimum_spanning_forest import minimum_spanning_forest
+from groot_graph.ops.root_forest import root_forest
+from groot_graph.ops.selective_tree_scan import selective_tree_scan
+
+
+class TextLayout:
+    r"""Where the tokens of a batch of texts stand, and which of them may be joined.
+
+    The nodes of a text are its places, padding included, and after them its readouts: nodes without
+    an input, to which the states of its last tokens pass unchanged, one node for each of the
+    `state_size` states of a token.
+
+    Args:
+        start (LongTensor): The place of every text's first token, of shape :obj:`[batch, 1]`.
+        stop (LongTensor): The place after its last token, of shape :obj:`[batch, 1]`.
+        context_stop (LongTensor): The place after the last token of its context, of shape
+            :obj:`[batch, 1]`.
+        num_places (int): The number of places of every text.
+        window (int): How many places back a token may be joined to.
+        num_readouts (int, optional): The number of readouts of every text. (default: :obj:`0`)
+        is_token (BoolTensor, optional): Which places hold a token, of shape
+            :obj:`[batch, num_places]`. (default: all)
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        stop: Tensor,
+        context_stop: Tensor,
+        num_places: int,
+        window: int,
+        num_readouts: int = 0,
+        is_token: Tensor | None = None,
+    ):
+        self.start = start
+        self.stop = stop
+        self.context_stop = context_stop
+        self.num_places = num_places
+        self.window = window
+        self.num_readouts = num_readouts
+        self.is_token = is_token
+
+    @property
+    def batch_size(self) -> int:
+        return self.start.size(0)
+
+    @property
+    def num_nodes(self) -> int:
+        return self.num_places + self.num_readouts
+
+    @cached_property
+    def node(self) -> Tensor:
+        r"""The nodes of one text."""
+        return torch.arange(self.num_nodes, device=self.start.device)
+
+    @cached_property
+    def chain(self) -> Forest:
+        r"""Every node below the one before it in its text."""
+        return disjoint_forest((self.node - 1).clamp(min=0).expand(self.batch_size, -1))
+
+    @cached_property
+    def is_in_reach(self) -> Tensor:
+        r"""Which node follows a token of its text at distance 1, 2, ..., `window`, of shape
+        :obj:`[batch, num_nodes, window]`.
+        """
+        distance = torch.arange(1, self.window + 1, device=self.start.device)
+        return (self.node[:, None] - distance)[None] >= self.start[:, :, None]
+
+    @cached_property
+    def is_in_context(self) -> Tensor:
+        r"""Which node may be joined to the ones at these distances: in the context to all, else to
+        the one before it, over padding and readouts too.
+        """
+        is_context = self.node[None] < self.context_stop
+        is_chain = torch.arange(self.window, device=self.start.device) == 0
+        return is_chain | (is_context[:, :, None] & self.is_in_reach)
+
+    @cached_property
+    def is_below_token(self) -> Tensor:
+        r"""Which token may have the ones at these distances as its parent."""
+        is_token = (self.node[None] >= self.start) & (self.node[None] < self.stop)
+        return is_token[:, :, None] & self.is_in_reach
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        r"""Every node and those at most `window` before it, text after text."""
+        return text_edge_index(
+            self.num_nodes, self.window, num_graphs=self.batch_size, device=self.start.device
+        )
+
+    def last_tokens(self, count: int) -> tuple[Tensor, Tensor]:
+        r"""The places of every text's last tokens, the very last first, and which of them it has,
+        both of shape :obj:`[batch, count]`.
+        """
+        place = self.stop - 1 - torch.arange(count, device=self.stop.device)
+        return place.clamp(min=0), place >= self.start
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        r"""Features of shape :obj:`[batch, num_places, channels]` with zeros at padding."""
+        return x if self.is_token is None else x * self.is_token[:, :, None].to(x.dtype)
+
+    def with_readouts(self, x: Tensor) -> Tensor:
+        r"""Features of the places, and zeros for the readouts."""
+        return F.pad(x, (0, 0, 0, self.num_readouts))
+
+
+def disjoint_forest(parent: Tensor) -> Forest:
+    r"""The forest of several texts from the parent of each node in its own text, which stands
+    before it or is the node itself, of shape :obj:`[batch, num_nodes]`.
+    """
+    batch_size, num_nodes = parent.shape
+    order = torch.arange(batch_size * num_nodes, device=parent.device)
+    return Forest(order, (parent + order.view_as(parent)[:, :1]).flatten())
+
+
+def dissimilarity(product: Tensor, norms: Tensor) -> Tensor:
+    r"""That of the state inputs :math:`\boldsymbol\Delta \mathbf{B} \mathbf{u}` of pairs of tokens,
+
+    .. math::
+        w_{ij} = \exp \left( - \cos(\mathbf{v}_i, \mathbf{v}_j) \, \cos(\mathbf{B}_i, \mathbf{B}_j)
+        \right), \qquad \mathbf{v}_i = \boldsymbol\Delta_i \odot \mathbf{u}_i
+
+    since these are outer products.
+
+    Args:
+        product (Tensor): The scalar products of the state inputs.
+        norms (Tensor): The products of their norms.
+    """
+    similarity = product / norms.clamp(min=1e-12)
+    # Equal tokens are ties, which rounding must not decide.
+    similarity = torch.where(similarity > 1 - 1e-6, 1.0, similarity)
+    return torch.exp(-similarity)
+
+
+def norm(v: Tensor, B: Tensor) -> Tensor:
+    r"""That of the state inputs, the outer products of `v` and `B`."""
+    return torch.linalg.vector_norm(v, dim=-1) * torch.linalg.vector_norm(B, dim=-1)
+
+
+def product(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
+    r"""The scalar products of pairs of state inputs."""
+    # Half precision would make ties of what differs.
+    with autocast_off(v_i.device):
+        return _dot(v_i, v_j) * _dot(B_i, B_j)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.einsum("...c,...c->...", x, y)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager:
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
+
+
+class TextTree(nn.Module):
+    r"""Grows trees over texts. No gradient flows through the choice.
+
+    Args:
+        window (int): How many places back a token may be joined to.
+    """
+
+    def __init__(self, window: int):
+        super().__init__()
+        self.window = window
+
+    @torch.no_grad()
+    def forward(self, v: Tensor, B: Tensor, layout: TextLayout) -> Forest:
+        r"""Grows one tree over every text.
+
+        Args:
+            v (Tensor): The inputs times their steps, of shape :obj:`[batch, num_places, channels]`.
+            B (Tensor): The input matrices, of shape :obj:`[batch, num_places, state_size]`.
+            layout (TextLayout): Where the tokens stand.
+
+        Returns:
+            Forest: The trees over the nodes of all texts, text after text.
+        """
+        weight, norms = v.new_zeros(*v.shape[:2], self.window), norm(v, B)
+        for distance in range(1, min(self.window, layout.num_places - 1) + 1):
+            products = product(v[:, :-distance], B[:, :-distance], v[:, distance:], B[:, distance:])
+            norms_of_both = norms[:, :-distance] * norms[:, distance:]
+            weight[:, distance:, distance - 1] = dissimilarity(products, norms_of_both)
+        return self.grow(layout.with_readouts(weight), layout)
+
+    def grow(self, weight: Tensor, layout: TextLayout) -> Forest:
+        r"""Grows the trees from the dissimilarities of every node and the ones before it."""
+        raise NotImplementedError
+
+
+class ContextTree(TextTree):
+    r"""The published tree: the minimum spanning tree over the context, and the chain of what
+    follows, rooted at the last token, scanned from its leaves to its root. A token of the context
+    may hear a later one.
+
+    A chain follows the context, so chain and tree have one state between them to remember.
+    """
+
+    def grow(self, weight: Tensor, layout: TextLayout) -> Forest:
+        weight = weight.masked_fill(~layout.is_in_context, torch.inf)
+        edge_index = text_edge_index(layout.num_nodes, self.window, device=weight.device)
+        before, token = edge_index
+        edge_weight = weight[:, token, token - before - 1].flatten()
+        num_nodes = layout.batch_size * layout.num_nodes
+        edge_mask = minimum_spanning_forest(layout.edge_index, edge_weight, num_nodes)
+        return root_forest(layout.edge_index, edge_mask, num_nodes, root="last")
+
+    def scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
+    ) -> Tensor:
+        r"""Reads the tree's states, see :func:`groot_graph.selective_tree_scan`."""
+        # The edge from a token carries the transition of the next one.
+        step = delta.roll(-1, dims=0)
+        return selective_tree_scan(u, delta, A, B, C, forest, None, "up", transition_delta=step)
+
+    def num_readouts(self, state_size: int) -> int:
+        return state_size
+
+    def remember(
+        self, chain: Tensor, tree: Tensor, scale: float, v: Tensor, B: Tensor, layout: TextLayout
+    ) -> dict[str, Tensor]:
+        r"""What the next token needs of the readouts of chain and tree."""
+        return {"state": torch.add(chain, tree, alpha=scale)}
+
+    def step(
+        self, memory: dict, transition: Tensor, x: Tensor, scale: float, v: Tensor, B: Tensor
+    ) -> Tensor:
+        r"""The states of the next token, of shape :obj:`[batch, state_size, channels]`."""
+        memory["state"] = transition * memory["state"] + (1 + scale) * x
+        return memory["state"]
+
+
+class CausalTree(TextTree):
+    r"""Every token below the most similar one of the `window` before it, scanned from the root, the
+    first token, to the leaves: no token hears a later one.
+    """
+
+    def grow(self, weight: Tensor, layout: TextLayout) -> Forest:
+        is_candidate = layout.is_below_token
+        weight = weight.masked_fill(~is_candidate, torch.inf)
+        parent = layout.node - 1 - weight.argmin(dim=-1)
+        parent = torch.where(is_candidate.any(dim=-1), parent, layout.node)
+        if layout.num_readouts > 0:
+            parent[:, layout.num_places :] = self._read(layout)
+        return disjoint_forest(parent)
+
+    def _read(self, layout: TextLayout) -> Tensor:
+        r"""The readouts' parents: of each of the last tokens those that read its states, or none
+        where a text is shorter.
+        """
+        token, exists = layout.last_tokens(self.window)
+        readout = layout.node[layout.num_places :].view(self.window, -1)
+        return torch.where(exists[:, :, None], token[:, :, None], readout).flatten(1)
+
+    def scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
+    ) -> Tensor:
+        r"""Reads the tree's states, see :func:`groot_graph.selective_tree_scan`."""
+        return selective_tree_scan(u, delta, A, B, C, forest, None, "down")
+
+    def num_readouts(self, state_size: int) -> int:
+        return self.window * state_size
+
+    def remember(
+        self, chain: Tensor, tree: Tensor, scale: float, v: Tensor, B: Tensor, layout: TextLayout
+    ) -> dict[str, Tensor]:
+        r"""What the next token needs of the readouts of chain and tree."""
+        token, exists = layout.last_tokens(self.window)
+        # Copies, because views would keep the outputs of all tokens alive.
+        states = tree.clone().unflatten(1, (self.window, -1))
+        return {
+            "state": chain[:, : states.size(2)].clone(),
+            "window_state": states,
+            "window_v": _take(v, token),
+            "window_B": _take(B, token),
+            "window_exists": exists,
+        }
+
+    def step(
+        self, memory: dict, transition: Tensor, x: Tensor, scale: float, v: Tensor, B: Tensor
+    ) -> Tensor:
+        r"""The states of the next token, of shape :obj:`[batch, state_size, channels]`."""
+        exists, window = memory["window_exists"], (memory["window_v"], memory["window_B"])
+        v_now, B_now = v[:, None], B[:, None]
+        weight = dissimilarity(product(*window, v_now, B_now), norm(*window) * norm(v_now, B_now))
+        parent = weight.masked_fill(~exists, torch.inf).argmin(dim=1)
+        above = memory["window_state"][torch.arange(len(parent), device=parent.device), parent]
+        state = transition * above + x
+        memory["state"] = transition * memory["state"] + x
+        newest = {"state": state, "v": v, "B": B, "exists": torch.ones_like(exists[:, 0])}
+        for name, value in newest.items():
+            window = memory[f"window_{name}"]
+            memory[f"window_{name}"] = torch.cat([value[:, None], window[:, :-1]], dim=1)
+        return torch.add(memory["state"], state, alpha=scale)
+
+
+def _take(x: Tensor, place: Tensor) -> Tensor:
+    return x.gather(1, place[:, :, None].expand(-1, -1, x.size(2)))
+
+
+TEXT_TREES: dict[str, type[ContextTree | CausalTree]] = {
+    "context": ContextTree,
+    "causal": CausalTree,
+}

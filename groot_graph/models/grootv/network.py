@@ -1,0 +1,490 @@
+r"""GrootV: the vision networks, a pyramid of four stages of tree state space blocks."""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groot_graph.checks import check_bool, check_floating, check_number, check_positive_int
+from groot_graph.graphs import grid_edge_index
+from groot_graph.nn import TreeSSM, TreeTopology
+
+# The sides of an image shrink by this much until the last stage.
+TOTAL_STRIDE = 32
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class GrootV(nn.Module):
+    r"""The vision network from the `"GrootVL: Tree Topology is All You Need in State Space Model"
+    <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.3, Figure 3): a stem, four stages of
+    :obj:`GrootVBlock` at strides 4, 8, 16 and 32, and a classification head.
+
+    .. math::
+        \mathbf{X} &\leftarrow \mathbf{X} + \mathrm{TreeSSM}(\mathrm{LayerNorm}(\mathbf{X}))
+
+        \mathbf{X} &\leftarrow \mathbf{X} + \mathrm{MLP}(\mathrm{LayerNorm}(\mathbf{X}))
+
+    The published sizes are :func:`grootv_tiny`, :func:`grootv_small` and :func:`grootv_base`.
+
+    Args:
+        channels (int, optional): The channels of the first stage, an even number; each further
+            stage doubles them. (default: :obj:`80`)
+        depths (tuple of int, optional): The number of blocks of each stage.
+            (default: :obj:`(2, 2, 9, 2)`)
+        num_classes (int, optional): The number of classes; :obj:`0` leaves out the last layer, so
+            that the output are the pooled features. (default: :obj:`1000`)
+        in_channels (int, optional): The channels of an image. (default: :obj:`3`)
+        mlp_ratio (float, optional): Hidden channels of the MLP per channel. (default: :obj:`4.0`)
+        head_scale (float, optional): Channels of the head per channel of the last stage.
+            (default: :obj:`1.5`)
+        drop_path_rate (float, optional): How often the last block is skipped in training; earlier
+            ones linearly less. (default: :obj:`0.0`)
+        metric (str or Callable, optional): The dissimilarity the trees are grown over, see
+            :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"cosine"`)
+        tree (str, optional): The spanning tree to grow, :obj:`"min"`, :obj:`"max"` or
+            :obj:`"random"`. (default: :obj:`"min"`)
+        root (str, optional): The root of every tree, :obj:`"first"` (the upper left corner) or
+            :obj:`"last"`. (default: :obj:`"first"`)
+        direction (str, optional): Whom a node hears, :obj:`"both"`, :obj:`"up"` or :obj:`"down"`,
+            see :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
+
+    Shapes:
+        - **input:** images :math:`(B, C, H, W)`, of any size from 32 x 32
+        - **output:** logits :math:`(B, \mathrm{num\_classes})`
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size is below one or a name is unknown.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph.models import GrootV
+        >>> model = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=10)
+        >>> model(torch.randn(2, 3, 33, 64)).shape
+        torch.Size([2, 10])
+        >>> [tuple(map.shape) for map in model.forward_features(torch.randn(2, 3, 64, 96))]
+        [(2, 8, 16, 24), (2, 16, 8, 12), (2, 32, 4, 6), (2, 64, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        channels: int = 80,
+        depths: tuple[int, ...] = (2, 2, 9, 2),
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        mlp_ratio: float = 4.0,
+        head_scale: float = 1.5,
+        drop_path_rate: float = 0.0,
+        metric="cosine",
+        tree: str = "min",
+        root: str = "first",
+        direction: str = "both",
+    ):
+        _check_channels(channels)
+        check_positive_int("in_channels", in_channels)
+        _check_depths(depths)
+        _check_num_classes(num_classes)
+        _check_rate("drop_path_rate", drop_path_rate)
+        _check_ratio("mlp_ratio", mlp_ratio)
+        _check_ratio("head_scale", head_scale)
+        super().__init__()
+        self.channels = [channels * 2**stage for stage in range(len(depths))]
+        self.depths = tuple(depths)
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.mlp_ratio = mlp_ratio
+        self.head_scale = head_scale
+        self.gradient_checkpointing = False
+
+        self.stem = Stem(in_channels, channels)
+        # On the CPU also where networks are made without memory, on the meta device.
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+        make_block = partial(
+            GrootVBlock, mlp_ratio=mlp_ratio, metric=metric, tree=tree, root=root,
+            direction=direction,
+        )  # fmt: skip
+        last = len(depths) - 1
+        self.stages = nn.ModuleList(
+            GrootVStage(
+                [make_block(width, drop_path_rate=rate) for rate in rates[stage].tolist()],
+                width,
+                has_downsample=stage < last,
+            )
+            for stage, width in enumerate(self.channels)
+        )
+        self.num_features = round(head_scale * self.channels[-1])
+        self.head_conv = nn.Conv2d(self.channels[-1], self.num_features, 1, bias=False)
+        self.head_norm = nn.BatchNorm2d(self.num_features)
+        self.head = self._make_head(num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters: projections are drawn from a normal distribution of
+        deviation 0.02 cut off at two deviations, convolutions as PyTorch does, the state space
+        models as :class:`~groot_graph.nn.TreeSSM` does.
+        """
+        # Children first, because a TreeSSM resets its own in its own way.
+        for module in reversed(list(self.modules())[1:]):
+            reset = getattr(module, "reset_parameters", None)
+            if isinstance(module, nn.Linear):
+                reset_projection(module)
+            elif reset is not None:
+                reset()
+
+    def forward(self, images: Tensor) -> Tensor:
+        r"""The logits of the images, of shape :obj:`[batch, num_classes]`.
+
+        Args:
+            images (Tensor): The images, of shape :obj:`[batch, in_channels, height, width]`.
+
+        Returns:
+            Tensor: The logits, or, without classes, the pooled features.
+
+        Raises:
+            TypeError: If `images` is not a floating point tensor.
+            ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
+        """
+        return self.head(self.pool(self.forward_features(images)[-1]))
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        r"""The four feature maps of the images, each after the normalization that ends its stage.
+
+        Args:
+            images (Tensor): The images, of shape :obj:`[batch, in_channels, height, width]`.
+
+        Returns:
+            tuple of Tensor: The maps at strides 4, 8, 16 and 32, of shape
+            :obj:`[batch, channels, ceil(height / stride), ceil(width / stride)]`.
+
+        Raises:
+            TypeError: If `images` is not a floating point tensor.
+            ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
+        """
+        return self._forward_stages(images, len(self.stages))
+
+    def pool(self, features: Tensor) -> Tensor:
+        r"""The last map as one vector per image, of shape :obj:`[batch, num_features]`."""
+        features = convolve(self.head_conv, features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.gelu(self.head_norm(features)).mean(dim=(2, 3))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        r"""Puts a new last layer, for another number of classes, in place of the old one."""
+        _check_num_classes(num_classes)
+        old = self.head_conv.weight
+        self.num_classes = num_classes
+        self.head = self._make_head(num_classes).to(old.device, old.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        r"""Whether blocks compute their inside anew in the backward pass instead of holding it."""
+        check_bool("enable", enable)
+        self.gradient_checkpointing = enable
+
+    def _forward_stages(self, images: Tensor, num_stages: int) -> tuple[Tensor, ...]:
+        self._check_images(images)
+        x = self.stem(images)
+        maps = []
+        for stage in self.stages[:num_stages]:
+            features, x = stage(x, self.gradient_checkpointing and self.training)
+            maps.append(features.permute(0, 3, 1, 2))
+        return tuple(maps)
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        if num_classes == 0:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, num_classes)
+        reset_projection(head)
+        return head
+
+    def _check_images(self, images: Tensor) -> None:
+        check_floating("images", images)
+        if images.dim() != 4 or images.size(1) != self.in_channels:
+            raise ValueError(
+                f"'images' must have shape [batch, in_channels, height, width] = [any, "
+                f"{self.in_channels}, any, any], got {list(images.shape)}"
+            )
+        height, width = images.shape[2:]
+        if height < TOTAL_STRIDE or width < TOTAL_STRIDE:
+            raise ValueError(
+                f"'images' must be at least {TOTAL_STRIDE} x {TOTAL_STRIDE} pixels large, "
+                f"got {height} x {width}"
+            )
+
+
+class Stem(nn.Module):
+    r"""Two strided convolutions: images :obj:`[batch, in_channels, height, width]` to features
+    :obj:`[batch, ceil(height / 4), ceil(width / 4), channels]`.
+    """
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
+        self.norm1 = LayerNorm(channels // 2)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.norm2 = LayerNorm(channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(convolve(self.conv1, images.permute(0, 2, 3, 1))))
+        return self.norm2(convolve(self.conv2, x))
+
+
+class GrootVStage(nn.Module):
+    r"""Blocks of one resolution; returns their normalized features and what the next stage gets."""
+
+    def __init__(self, blocks: list[nn.Module], channels: int, has_downsample: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = LayerNorm(channels)
+        self.downsample = Downsample(channels) if has_downsample else nn.Identity()
+
+    def forward(self, x: Tensor, is_checkpointed: bool = False) -> tuple[Tensor, Tensor]:
+        edge_index = grid_edges(x)
+        for block in self.blocks:
+            if is_checkpointed:
+                x = checkpoint(block, x, edge_index, use_reentrant=False)
+            else:
+                x = block(x, edge_index)
+        x = self.norm(x)
+        return x, self.downsample(x)
+
+
+class Downsample(nn.Module):
+    r"""A strided convolution that halves the sides and doubles the channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = LayerNorm(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(convolve(self.conv, x))
+
+
+class GrootVBlock(nn.Module):
+    r"""A :class:`GridTreeSSM` and an MLP, each normalized before and added to its input.
+
+    Args:
+        channels (int): The channels of input and output.
+        mlp_ratio (float, optional): Hidden channels of the MLP per channel. (default: :obj:`4.0`)
+        drop_path_rate (float, optional): How often a branch is skipped for an image in training.
+            (default: :obj:`0.0`)
+        **kwargs (optional): Arguments of :class:`GridTreeSSM`.
+
+    Shapes:
+        - **input:** features :math:`(B, H, W, C)`, the edges of :func:`grid_edges`
+        - **output:** features :math:`(B, H, W, C)`
+    """
+
+    def __init__(
+        self, channels: int, mlp_ratio: float = 4.0, drop_path_rate: float = 0.0, **kwargs
+    ):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = LayerNorm(channels)
+        self.mixer = GridTreeSSM(channels, **kwargs)
+        self.norm2 = LayerNorm(channels)
+        self.mlp = MLP(channels, round(mlp_ratio * channels))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = x + self._drop_path(self.mixer(self.norm1(x), edge_index))
+        return x + self._drop_path(self.mlp(self.norm2(x)))
+
+    def _drop_path(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path_rate == 0:
+            return x
+        kept = 1 - self.drop_path_rate
+        return x * (x.new_empty(x.size(0), 1, 1, 1).bernoulli_(kept) / kept)
+
+
+class MLP(nn.Module):
+    r"""Two linear layers with a GELU between them."""
+
+    def __init__(self, channels: int, hidden_channels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc2 = nn.Linear(hidden_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class GridTreeSSM(nn.Module):
+    r"""The tree state space model on a batch of grids, the form that :class:`TreeSSMConv` has on
+    images: a depthwise convolution mixes neighbors, a tree is grown over every grid, and the states
+    pass along it.
+
+    .. math::
+        \mathbf{U}, \mathbf{Z} &= \mathbf{X} \mathbf{W}_{\mathrm{in}}, \qquad
+        \mathbf{V} = \mathrm{SiLU}(\mathrm{DWConv}(\mathbf{U}))
+
+        \mathbf{Y} &= \mathrm{TreeSSM} \left( \mathbf{V}, \mathrm{TreeTopology}(\mathbf{V}) \right)
+
+        \mathbf{X}^{\prime} &= \left( \mathrm{LayerNorm}(\mathbf{Y}) \odot \mathrm{SiLU}(\mathbf{Z})
+        \right) \mathbf{W}_{\mathrm{out}}
+
+    Args:
+        channels (int): The channels of input and output.
+        expand (int, optional): Inner channels per channel. (default: :obj:`2`)
+        metric (str or Callable, optional): See :class:`~groot_graph.nn.TreeTopology`.
+            (default: :obj:`"cosine"`)
+        tree (str, optional): See :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"min"`)
+        root (str, optional): See :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"first"`)
+        direction (str, optional): See :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
+
+    Shapes:
+        - **input:** features :math:`(B, H, W, C)`, the edges of :func:`grid_edges`
+        - **output:** features :math:`(B, H, W, C)`
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        expand: int = 2,
+        metric="cosine",
+        tree: str = "min",
+        root: str = "first",
+        direction: str = "both",
+    ):
+        super().__init__()
+        inner_channels = expand * channels
+        self.in_proj = nn.Linear(channels, 2 * inner_channels, bias=False)
+        self.conv = nn.Conv2d(
+            inner_channels, inner_channels, 3, padding=1, groups=inner_channels, bias=False
+        )
+        self.topology = TreeTopology(metric, tree, root)
+        dt_rank = math.ceil(channels / 16)
+        self.ssm = TreeSSM(inner_channels, 1, dt_rank, direction, state_norm=True)
+        self.out_norm = nn.LayerNorm(inner_channels)
+        self.out_proj = nn.Linear(inner_channels, channels, bias=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = F.silu(convolve(self.conv, u))
+        y = self.out_norm(self.propagate(u, edge_index))
+        return self.out_proj(y * F.silu(z))
+
+    def propagate(self, u: Tensor, edge_index: Tensor) -> Tensor:
+        r"""Grows a tree over every grid and passes the states along it."""
+        nodes = u.flatten(0, 2)
+        forest = self.topology(nodes, edge_index, self._edge_weight(u))
+        return self.ssm(nodes, forest).view(u.shape)
+
+    @torch.no_grad()
+    def _edge_weight(self, u: Tensor) -> Tensor:
+        # Slices of the grid, because gathering both ends of every edge would copy them.
+        u = self.topology.comparable(u)
+        vertical = self.topology.dissimilarity(u[:, :-1], u[:, 1:])
+        horizontal = self.topology.dissimilarity(u[:, :, :-1], u[:, :, 1:])
+        return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
+
+
+def grid_edges(x: Tensor) -> Tensor:
+    r"""The edges of a batch of grids of features :obj:`[batch, height, width, channels]`. Shared by
+    all of one size and device: copy it before changing it.
+    """
+    batch_size, height, width, _ = x.shape
+    return grid_edge_index(height, width, num_graphs=batch_size, device=x.device)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    r"""A convolution over features that have their channels last."""
+    x = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_compiling():
+        # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
+        x = x.contiguous()
+    return conv(x).permute(0, 2, 3, 1).contiguous()
+
+
+@torch.no_grad()
+def reset_projection(linear: nn.Linear) -> None:
+    nn.init.trunc_normal_(linear.weight, std=0.02, a=-0.04, b=0.04)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def grootv_tiny(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> GrootV:
+    r"""GrootV-T: 30 million parameters, 80 channels, blocks 2, 2, 9, 2.
+
+    Args:
+        num_classes (int, optional): The number of classes. (default: :obj:`1000`)
+        in_channels (int, optional): The channels of an image. (default: :obj:`3`)
+        **kwargs (optional): Further arguments of :class:`GrootV`. The published training has
+            :obj:`drop_path_rate=0.1`.
+
+    Returns:
+        GrootV: The network, with random weights. :func:`load_grootv` reads trained ones.
+
+    Example:
+        >>> from groot_graph.models import grootv_tiny
+        >>> model = grootv_tiny()
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        29958600
+    """
+    return GrootV(80, (2, 2, 9, 2), num_classes, in_channels, **kwargs)
+
+
+def grootv_small(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> GrootV:
+    r"""GrootV-S: 51 million parameters, 96 channels, blocks 2, 2, 13, 2.
+
+    Args:
+        num_classes (int, optional): The number of classes. (default: :obj:`1000`)
+        in_channels (int, optional): The channels of an image. (default: :obj:`3`)
+        **kwargs (optional): Further arguments of :class:`GrootV`. The published training has
+            :obj:`drop_path_rate=0.3`.
+
+    Returns:
+        GrootV: The network, with random weights. :func:`load_grootv` reads trained ones.
+    """
+    return GrootV(96, (2, 2, 13, 2), num_classes, in_channels, **kwargs)
+
+
+def grootv_base(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> GrootV:
+    r"""GrootV-B: 91 million parameters, 128 channels, blocks 2, 2, 13, 2.
+
+    Args:
+        num_classes (int, optional): The number of classes. (default: :obj:`1000`)
+        in_channels (int, optional): The channels of an image. (default: :obj:`3`)
+        **kwargs (optional): Further arguments of :class:`GrootV`. The published training has
+            :obj:`drop_path_rate=0.5`.
+
+    Returns:
+        GrootV: The network, with random weights. :func:`load_grootv` reads trained ones.
+    """
+    return GrootV(128, (2, 2, 13, 2), num_classes, in_channels, **kwargs)
+
+
+def _check_channels(channels) -> None:
+    check_positive_int("channels", channels)
+    if channels % 2:
+        raise ValueError(
+            f"'channels' must be even, since the stem starts with half, got {channels}"
+        )
+
+
+def _check_depths(depths) -> None:
+    if not isinstance(depths, tuple | list):
+        raise TypeError(f"'depths' must be a tuple of four ints, got {type(depths).__name__}")
+    if len(depths) != 4:
+        raise ValueError(f"'depths' must hold the blocks of four stages, got {len(depths)}")
+    for depth in depths:
+        check_positive_int("depths", depth)
+
+
+def _check_num_classes(num_classes) -> None:
+    if num_classes != 0 or isinstance(num_classes, bool):
+        check_positive_int("num_classes", num_classes)
+
+
+def _check_rate(name: str, rate) -> None:
+    check_number(name, rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f"'{name}' must lie in [0, 1), got {rate}")
+
+
+def _check_ratio(name: str, ratio) -> None:
+    check_number(name, ratio)
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"'{name}' must be positive and finite, got {ratio}")

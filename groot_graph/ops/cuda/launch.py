@@ -1,0 +1,171 @@
+r"""Compiles CUDA sources at run time with CuPy and launches them on PyTorch's tensors."""
+
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache, wraps
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import groot_graph
+from groot_graph.forest import Forest
+
+THREADS_PER_BLOCK = 256
+# About what the largest GPUs run at once. Kernels stride over their work, so more gain nothing.
+MOST_THREADS = 2**18
+
+# The types of cuda/common.cuh in which the kernels read tensors.
+C_TYPES = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+}
+
+# What a kernel takes.
+Argument: TypeAlias = Tensor | int | np.generic | None
+
+
+def on_current_stream(function: Callable) -> Callable:
+    r"""Makes CuPy's device and stream, for the time of a call, what PyTorch's are for the tensors
+    of the call: once, because it costs as much as a launch.
+    """
+
+    @wraps(function)
+    def call(*arguments):
+        with _entered(_device_of(arguments)):
+            return function(*arguments)
+
+    return call
+
+
+def launch(
+    operation: str,
+    kernel: str,
+    num_threads: int,
+    *arguments: Argument,
+    **macros: "str | int",
+) -> None:
+    r"""Runs a kernel, inside a function that is called :func:`on_current_stream`.
+
+    Args:
+        operation (str): The file that holds the kernel, :obj:`cuda/<operation>.cu`.
+        kernel (str): The kernel's name.
+        num_threads (int): How many threads are wanted; rounded up to whole blocks.
+        *arguments (Tensor or int or None): What the kernel takes, each made a :func:`word`.
+        **macros (str or int): Macros that the file is compiled with.
+    """
+    if num_threads == 0:
+        return
+    grid = -(-num_threads // THREADS_PER_BLOCK)
+    compiled = load(operation, tuple(sorted(macros.items())))
+    compiled.launch(kernel, grid, tuple(map(word, arguments)))
+
+
+def word(value: Argument) -> np.generic:
+    r"""The eight bytes that a kernel gets: a tensor's address, a null pointer for None, a number.
+    What is one already stays: making it costs as much as passing it on.
+    """
+    if isinstance(value, np.generic):
+        return value
+    if isinstance(value, Tensor):
+        return np.uint64(value.data_ptr())
+    return np.int64(0 if value is None else value)
+
+
+def source(operation: str) -> str:
+    r"""The text of :obj:`cuda/<operation>.cu`, with what it includes in its place.
+
+    CuPy looks a compiled kernel up by its source's text, so that has to hold the included files.
+    """
+    return _with_includes(f"{operation}.cu", set())
+
+
+def _with_includes(name: str, included: set[str]) -> str:
+    if name in included:
+        return ""
+    included.add(name)
+    text = _source_folder().joinpath(name).read_text()
+    return re.sub(
+        r'^#include "(\w+\.cuh)"$',
+        lambda match: _with_includes(match[1], included),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def _source_folder() -> Path:
+    installed = Path(groot_graph.__file__).parent / "cuda"
+    # In a checkout the sources stand beside the package.
+    return installed if installed.is_dir() else installed.parents[1] / "cuda"
+
+
+def options(macros: "tuple[tuple[str, str | int], ...]") -> tuple[str, ...]:
+    r"""What the compiler is told beside the source."""
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
+
+
+@cache
+def load(operation: str, macros: "tuple[tuple[str, str | int], ...]") -> "CompiledSource":
+    r"""A file with given macros, compiled when a kernel of it first runs on a device."""
+    return CompiledSource(operation, macros)
+
+
+class CompiledSource:
+    r"""One CUDA source with given macros; CuPy compiles it once for every device."""
+
+    def __init__(self, operation: str, macros: "tuple[tuple[str, str | int], ...]"):
+        self._module = _cupy().RawModule(code=source(operation), options=options(macros))
+        self._kernels: dict[str, Callable] = {}
+
+    def launch(self, kernel: str, grid: int, arguments: tuple) -> None:
+        if kernel not in self._kernels:
+            self._kernels[kernel] = self._module.get_function(kernel)
+        self._kernels[kernel]((grid,), (THREADS_PER_BLOCK,), arguments)
+
+
+def _device_of(arguments: tuple) -> torch.device:
+    return next(value.device for value in arguments if isinstance(value, Tensor | Forest))
+
+
+@contextmanager
+def _entered(device: torch.device):
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.current_stream(device)
+    with (
+        _cupy().cuda.Device(stream.device_index),
+        _external_stream(stream.cuda_stream, stream.device_index),
+    ):
+        yield
+
+
+@cache
+def _cupy():
+    r"""CuPy, once its CUDA is known to fit the driver."""
+    import cupy
+
+    runtime = cupy.cuda.runtime.runtimeGetVersion()
+    driver = cupy.cuda.runtime.driverGetVersion()
+    check_versions(cupy.__version__, runtime // 1000, driver // 1000)
+    return cupy
+
+
+def check_versions(cupy_version: str, runtime: int, driver: int) -> None:
+    r"""CuPy's CUDA and the driver's, by major version: the driver runs its own and older ones."""
+    if runtime > driver:
+        raise RuntimeError(
+            f"CuPy {cupy_version} is built for CUDA {runtime}, and the driver runs at most CUDA "
+            f"{driver}. Install the CuPy that fits: pip install 'groot-graph[cuda{driver}]' (and "
+            f"pip uninstall cupy-cuda{runtime}x), or update the driver"
+        )
+
+
+@cache
+def _external_stream(stream: int, device_index: int):
+    return _cupy().cuda.ExternalStream(stream, device_index)

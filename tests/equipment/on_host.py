@@ -1,0 +1,73 @@
+"""The CUDA implementations behind the public functions, run on the CPU."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from unittest.mock import patch
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from groot_graph import Forest
+from groot_graph.ops import dispatch
+from groot_graph.ops.cuda import plan
+from tests.equipment.cuda_host import cuda_on_host
+
+# With these, trees of a few nodes take as many levels as trees of millions do otherwise.
+SHORT_SEGMENTS = {"most": 4, "few": 6}
+
+STEPS = {
+    "minimum_spanning_forest": [""],
+    "root_forest": ["", "_plan"],
+    "tree_scan": ["", "_backward"],
+    "selective_tree_scan": ["", "_backward"],
+}
+
+
+def roomy_plan_size(num_nodes: int) -> int:
+    return 20 * num_nodes + 256
+
+
+@contextmanager
+def cuda_kernels(
+    seed: int = 0,
+    preempt: bool = False,
+    most: int = plan.MOST,
+    few: int = plan.FEW,
+) -> Iterator[None]:
+    """Meanwhile CPU tensors are computed by what computes CUDA tensors."""
+    with (
+        cuda_on_host(seed, preempt),
+        patch.object(dispatch, "backend", lambda device: "cuda"),
+        patch.object(plan, "MOST", most),
+        patch.object(plan, "FEW", few),
+        # Short segments shrink a forest by less from level to level.
+        patch.object(plan, "plan_size", roomy_plan_size),
+        patch("groot_graph.ops.root_forest.api.plan_size", roomy_plan_size),
+    ):
+        yield
+
+
+def without_plan(forest: Forest) -> Forest:
+    """The same forest, for which another backend has to make its own plan."""
+    return Forest(forest.order, forest.parent)
+
+
+@contextmanager
+def seen_by(mode: TorchDispatchMode) -> Iterator[None]:
+    """The mode sees the operations of PyTorch inside of ours too, where modes are switched off."""
+    with ExitStack() as stack:
+        for operation, steps in STEPS.items():
+            module = import_module(f"groot_graph.ops.{operation}.cuda")
+            for step in steps:
+                name = f"{operation}{step}_cuda"
+                stack.enter_context(patch.object(module, name, _under(mode, getattr(module, name))))
+        stack.enter_context(mode)
+        yield
+
+
+def _under(mode: TorchDispatchMode, function: Callable) -> Callable:
+    def call(*arguments):
+        with mode:
+            return function(*arguments)
+
+    return call

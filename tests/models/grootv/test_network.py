@@ -1,0 +1,292 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from groot_graph.models import (
+    GrootV,
+    convert_grootv_checkpoint,
+    grootv_base,
+    grootv_small,
+    grootv_tiny,
+)
+from groot_graph.models.grootv.network import GrootVBlock, Stem, convolve, grid_edges
+from groot_graph.nn import TreeSSM
+from groot_graph.transforms import ImageToGraph
+from tests.equipment.published import published_outputs, published_weights
+
+SIZES = {  # Name: network, parameters, published GFLOPs at 224 x 224.
+    "tiny": (grootv_tiny, 29_958_600, 4.8),
+    "small": (grootv_small, 51_331_624, 8.5),
+    "base": (grootv_base, 90_597_096, 15.1),
+}
+
+
+def small(**kwargs) -> GrootV:
+    return GrootV(channels=8, depths=(1, 1, 2, 1), num_classes=5, **kwargs)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 40, 33)
+
+
+@pytest.mark.parametrize("network, num_parameters, giga_flops", SIZES.values(), ids=SIZES)
+def test_parameters_and_flops_of_the_paper(network, num_parameters, giga_flops):
+    model = network().eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 224, 224))
+    # The counter takes a multiplication with an addition for two, papers for one.
+    assert counter.get_total_flops() / 2e9 == pytest.approx(giga_flops, rel=0.03)
+    assert torch.ops.groot_graph.tree_scan in counter.get_flop_counts()["Global"]
+
+
+@pytest.mark.parametrize(
+    "height, width, sides",
+    [
+        (32, 32, [(8, 8), (4, 4), (2, 2), (1, 1)]),
+        (64, 96, [(16, 24), (8, 12), (4, 6), (2, 3)]),
+        (33, 47, [(9, 12), (5, 6), (3, 3), (2, 2)]),
+        (65, 32, [(17, 8), (9, 4), (5, 2), (3, 1)]),
+    ],
+    ids=str,
+)
+def test_maps_of_any_image_size(height, width, sides):
+    model = small().eval()
+    maps = model.forward_features(torch.randn(2, 3, height, width))
+    channels = [8, 16, 32, 64]
+    assert [tuple(features.shape) for features in maps] == [
+        (2, width, *side) for width, side in zip(channels, sides, strict=True)
+    ]
+    assert model(torch.randn(1, 3, height, width)).shape == (1, 5)
+
+
+def test_an_image_does_not_depend_on_its_batch(images):
+    model = small().eval()
+    torch.testing.assert_close(model(images)[1:], model(images[1:]))
+
+
+def test_classes_and_channels():
+    assert small(in_channels=1)(torch.randn(2, 1, 32, 32)).shape == (2, 5)
+    model = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=0)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 96)
+    model.reset_classifier(7)
+    assert model.num_classes == 7
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_grid_edges_are_those_of_image_to_graph_and_built_once():
+    x = torch.zeros(3, 4, 5, 7)
+    edge_index = grid_edges(x)
+    data = ImageToGraph()(x.permute(0, 3, 1, 2))
+    pairs, wanted = (set(map(tuple, edges.t().tolist())) for edges in (edge_index, data.edge_index))
+    assert pairs == {pair for pair in wanted if pair[0] < pair[1]}
+    assert grid_edges(torch.ones(3, 4, 5, 2)) is edge_index
+    assert grid_edges(x[:2]) is not edge_index
+
+
+def test_the_edge_weights_of_slices_are_those_of_gathered_ends():
+    mixer = small().stages[0].blocks[0].mixer
+    u = torch.randn(2, 5, 4, 16)
+    edge_index = grid_edges(u)
+    gathered = torch.exp(-torch.cosine_similarity(*u.flatten(0, 2)[edge_index], dim=-1))
+    weight = mixer._edge_weight(u)
+    torch.testing.assert_close(weight, gathered)
+    nodes = u.flatten(0, 2)
+    forest = mixer.topology(nodes, edge_index, weight)
+    assert forest.parent.equal(mixer.topology(nodes, edge_index).parent)
+
+
+def test_every_parameter_gets_a_finite_gradient(images):
+    model = small().train()
+    model(images).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_initial_weights():
+    model = small()
+    for ssm in (module for module in model.modules() if isinstance(module, TreeSSM)):
+        delta = torch.nn.functional.softplus(ssm.dt_proj.bias.detach())
+        assert delta.min() >= 0.0009 and delta.max() <= 0.1001
+        assert ssm.A_log.eq(0).all() and ssm.D.eq(1).all()
+    block = model.stages[2].blocks[0]
+    weight = block.mlp.fc1.weight.detach()
+    assert weight.std() == pytest.approx(0.0177, rel=0.1)  # 0.02, cut off
+    assert weight.abs().max() <= 0.04
+    assert block.mlp.fc1.bias.eq(0).all()
+
+
+def test_the_same_seed_gives_the_same_weights_also_after_a_reset():
+    torch.manual_seed(1)
+    model = small()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(2)
+    model.reset_parameters()
+    again = model.state_dict()
+    assert not torch.equal(weights["head.weight"], again["head.weight"])
+    for value in model.parameters():
+        torch.nn.init.constant_(value, 7.0)
+    torch.manual_seed(2)
+    model.reset_parameters()
+    assert all(again[name].equal(value) for name, value in model.state_dict().items())
+    torch.manual_seed(1)
+    assert all(weights[name].equal(value) for name, value in small().state_dict().items())
+
+
+@pytest.mark.parametrize("tree", ["min", "random"])
+def test_gradient_checkpointing_changes_nothing(images, tree):
+    grads = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = small(drop_path_rate=0.5, tree=tree).train()
+        model.set_grad_checkpointing(enable)
+        model(images).square().sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+def test_gradient_checkpointing_holds_less(images):
+    def held(enable):
+        sizes = []
+        model = small().train()
+        model.set_grad_checkpointing(enable)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: (sizes.append(tensor.numel()), tensor)[1], lambda tensor: tensor
+        ):
+            model(images)
+        return sum(sizes)
+
+    assert held(True) < held(False) / 2
+
+
+def test_stochastic_depth_grows_with_the_depth_and_keeps_the_mean():
+    model = small(drop_path_rate=0.4)
+    rates = [block.drop_path_rate for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    block = GrootVBlock(4, drop_path_rate=0.25).train()
+    dropped = block._drop_path(torch.ones(4000, 1, 1, 2))
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert dropped.mean() == pytest.approx(1, abs=0.05)
+    assert dropped[..., 0].equal(dropped[..., 1])  # an image is dropped as a whole
+    assert block.eval()._drop_path(torch.ones(5)).equal(torch.ones(5))
+
+
+def test_bfloat16_autocast_scans_in_float32(images):
+    model = small().eval()
+    seen = []
+    model.stages[0].blocks[0].mixer.out_norm.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].dtype)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(images)
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+    assert seen == [torch.bfloat16]
+    difference = (logits.float() - model(images)).abs().max()
+    assert difference < 0.05
+
+
+def test_double_precision(images):
+    logits = small().double()(images.double())
+    assert logits.dtype == torch.float64
+
+
+@pytest.mark.parametrize("option", [{"metric": "manhattan"}, {"tree": "max"}, {"direction": "up"}])
+def test_options_of_the_tree_change_the_output(images, option):
+    torch.manual_seed(0)
+    logits = small().eval()(images)
+    torch.manual_seed(0)
+    assert not torch.allclose(small(**option).eval()(images), logits)
+
+
+def test_compiles_without_a_graph_break_for_any_size():
+    torch._dynamo.reset()
+    model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for shape in [(2, 3, 40, 33), (3, 3, 64, 50)]:
+            images = torch.randn(shape)
+            torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_inductor_takes_convolutions_of_any_size(images):
+    torch._dynamo.reset()
+    stem = Stem(3, 4)
+    compiled = torch.compile(stem, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), stem(images))
+
+
+def test_compiles_without_a_graph_break_for_training(images):
+    torch._dynamo.reset()
+    model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    grads = []
+    for run in (model, compiled):
+        model.zero_grad()
+        run(images).square().sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+def test_convolve_keeps_channels_last():
+    conv = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    x = torch.randn(2, 7, 6, 3)
+    out = convolve(conv, x)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out.permute(0, 3, 1, 2), conv(x.permute(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((2, 1, 64, 64), r"height, width\] = \[any, 3, any, any\], got \[2, 1, 64, 64\]"),
+        ((3, 64, 64), r"got \[3, 64, 64\]"),
+        ((2, 3, 31, 64), r"at least 32 x 32 pixels large, got 31 x 64"),
+        ((2, 3, 64, 16), r"at least 32 x 32 pixels large, got 64 x 16"),
+    ],
+)  # fmt: skip
+def test_images_that_do_not_fit_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        small()(torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        small().forward_features(torch.zeros(shape))
+
+
+def test_images_of_bytes_are_refused():
+    with pytest.raises(TypeError, match="'images' must have a floating point dtype"):
+        small()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        ({"channels": 0}, ValueError, "'channels' must be at least 1, got 0"),
+        ({"channels": 9}, ValueError, "'channels' must be even"),
+        ({"channels": 8.0}, TypeError, "'channels' must be an int"),
+        ({"depths": (1, 1, 1)}, ValueError, "'depths' must hold the blocks of four stages, got 3"),
+        ({"depths": 2}, TypeError, "'depths' must be a tuple of four ints, got int"),
+        ({"num_classes": -1}, ValueError, "'num_classes' must be at least 1, got -1"),
+        ({"in_channels": 0}, ValueError, "'in_channels'"),
+        ({"drop_path_rate": 1.0}, ValueError, r"'drop_path_rate' must lie in \[0, 1\), got 1.0"),
+        ({"mlp_ratio": 0}, ValueError, "'mlp_ratio' must be positive and finite, got 0"),
+        ({"metric": "cosinus"}, ValueError, "'metric' must be one of"),
+    ],
+)
+def test_bad_settings_are_refused(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        GrootV(**{"channels": 8, "depths": (1, 1, 1, 1), **kwargs})
+
+
+def test_numbers_of_the_published_code():
+    """The feature maps and logits of the published code, for weights filled from their names."""
+    model = grootv_tiny().eval()
+    model.load_state_dict(convert_grootv_checkpoint(published_weights()))
+    outputs = published_outputs()
+    with torch.no_grad():
+        maps, logits = model.forward_features(outputs["images"]), model(outputs["images"])
+    for number, features in enumerate(maps):
+        wanted = outputs[f"map{number}"]
+        torch.testing.assert_close(features.contiguous(), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, outputs["logits"], rtol=0, atol=1e-4)
