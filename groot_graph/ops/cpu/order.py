@@ -1,4 +1,4 @@
-r"""What a Numba kernel needs to know of a forest before it walks along it."""
+r"""The order in which the CPU kernels visit the nodes of a forest, and what they know of each place."""
 
 from typing import NamedTuple
 
@@ -9,52 +9,52 @@ from groot_graph.forest import Forest
 
 # What a flag says of the node at one place of the order.
 LEAF = 1  # it has no child
-LAST = 2  # it is its parent's last child, the first that a walk backwards meets
+LAST_CHILD = 2  # of its parent, the first child that a pass from the end of the order meets
 ROOT = 4  # it has no parent
 
-# Trees share a segment until it has this many nodes: one unit of work that pays for its hand-over.
-NODES_PER_SEGMENT = 1024
+# Trees share a bundle until it has this many nodes: one unit of work that pays for its hand-over.
+NODES_PER_BUNDLE = 1024
 
 
-class Walk(NamedTuple):
+class PlacedForest(NamedTuple):
     r"""A checked forest as NumPy arrays, by places in its order.
 
     Attributes:
         order: The node at every place, parents before their children.
         above: The place of its parent, its own at a root.
-        flags: LEAF, LAST and ROOT.
-        segments: The place where each range of whole trees begins, and at the end the number of
+        flags: LEAF, LAST_CHILD and ROOT.
+        bundles: The place where each range of whole trees begins, and at the end the number of
             nodes.
     """
 
     order: np.ndarray
     above: np.ndarray
     flags: np.ndarray
-    segments: np.ndarray
+    bundles: np.ndarray
 
     @property
-    def num_segments(self) -> int:
-        return len(self.segments) - 1
+    def num_bundles(self) -> int:
+        return len(self.bundles) - 1
 
 
-def walk(forest: Forest) -> Walk:
+def placed(forest: Forest) -> PlacedForest:
     r"""Checks that parents stand before their children, and prepares the forest for the kernels."""
     order, parent = forest.order.contiguous().numpy(), forest.parent.contiguous().numpy()
     number = np.int32 if len(order) < 2**31 else np.int64
     place_of_node, above = np.full(len(order), -1, number), np.empty(len(order), number)
-    flags, segments = np.full(len(order), LEAF, np.uint8), np.empty(len(order) + 1, np.int64)
-    wrong, num_segments = _prepare(order, parent, place_of_node, above, flags, segments)
+    flags, bundles = np.full(len(order), LEAF, np.uint8), np.empty(len(order) + 1, np.int64)
+    wrong, num_bundles = _prepare(order, parent, place_of_node, above, flags, bundles)
     if wrong >= 0:
         raise ValueError(
             "'forest' must hold every node once in 'order', parents before their children, "
             f"got node {order[wrong]} at place {wrong} of {len(order)}"
         )
-    return Walk(order, above, flags, segments[: num_segments + 1].copy())
+    return PlacedForest(order, above, flags, bundles[: num_bundles + 1].copy())
 
 
 @njit(cache=True, nogil=True)
-def _prepare(order, parent, place_of_node, above, flags, segments):
-    r"""Fills the arrays; returns the first wrong place, or -1, and the number of segments."""
+def _prepare(order, parent, place_of_node, above, flags, bundles):
+    r"""Fills the arrays; returns the first wrong place, or -1, and the number of bundles."""
     num_nodes = len(order)
     num_trees = 0
     for place in range(num_nodes):
@@ -67,22 +67,22 @@ def _prepare(order, parent, place_of_node, above, flags, segments):
         above[place] = place_of_node[parent[node]]
         if above[place] == place:
             flags[place] |= ROOT
-            segments[num_trees] = place
+            bundles[num_trees] = place
             num_trees += 1
         # A child of an earlier tree ties all trees since then to that one.
-        while segments[num_trees - 1] > above[place]:
+        while bundles[num_trees - 1] > above[place]:
             num_trees -= 1
 
     for place in range(num_nodes - 1, -1, -1):
         if above[place] != place:
-            flags[place] |= LAST * (flags[above[place]] & LEAF)
+            flags[place] |= LAST_CHILD * (flags[above[place]] & LEAF)
             flags[above[place]] &= ~np.uint8(LEAF)
 
-    num_segments = 0
+    num_bundles = 0
     for tree in range(num_trees):
-        start = segments[tree]
-        if num_segments == 0 or start - segments[num_segments - 1] >= NODES_PER_SEGMENT:
-            segments[num_segments] = start
-            num_segments += 1
-    segments[num_segments] = num_nodes
-    return -1, num_segments
+        start = bundles[tree]
+        if num_bundles == 0 or start - bundles[num_bundles - 1] >= NODES_PER_BUNDLE:
+            bundles[num_bundles] = start
+            num_bundles += 1
+    bundles[num_bundles] = num_nodes
+    return -1, num_bundles

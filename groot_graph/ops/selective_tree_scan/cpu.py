@@ -18,7 +18,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.cpu.order import LAST, LEAF, ROOT, Walk, walk
+from groot_graph.ops.cpu.order import LAST_CHILD, LEAF, ROOT, PlacedForest, placed
 from groot_graph.ops.cpu.simd import (
     exponential,
     flat,
@@ -60,11 +60,11 @@ def selective_tree_scan_cpu(
     transition_delta: Tensor | None,
     state_norm_eps: float | None,
 ) -> Tensor:
-    walked = walk(forest)
+    walked = placed(forest)
     operands = _flat_operands(u, delta, A, B, C, D, transition_delta)
     sizes = u.size(1), A.size(1)
     y = torch.empty(u.shape, dtype=u.dtype)
-    num_units = walked.num_segments * _num_blocks(u.size(1))
+    num_units = walked.num_bundles * _num_blocks(u.size(1))
     if state_norm_eps is not None:
         task = walked, DIRECTIONS[direction], sizes, operands
         _normalized(*task, flat(y), _norm_scale(y, state_norm_eps))
@@ -91,15 +91,15 @@ def selective_tree_scan_backward_cpu(
     transition_delta: Tensor | None,
     state_norm_eps: float | None,
 ) -> tuple[Tensor, ...]:
-    walked = walk(forest)
+    walked = placed(forest)
     operands = _flat_operands(u, delta, A, B, C, D, transition_delta)
     (num_nodes, channels), state_size = u.shape, A.size(1)
     num_blocks = _num_blocks(channels)
     grad_u, grad_delta, grad_step = (torch.zeros(u.shape, dtype=u.dtype) for _ in range(3))
     # Sums over nodes are taken per segment and sums over channels per block, then added up in a
     # fixed sequence.
-    grad_A = torch.zeros(walked.num_segments, state_size, channels, dtype=u.dtype)
-    grad_D = torch.zeros(walked.num_segments, channels, dtype=u.dtype)
+    grad_A = torch.zeros(walked.num_bundles, state_size, channels, dtype=u.dtype)
+    grad_D = torch.zeros(walked.num_bundles, channels, dtype=u.dtype)
     grad_B, grad_C = (
         torch.zeros(max(1, num_blocks), num_nodes, state_size, dtype=u.dtype) for _ in range(2)
     )
@@ -107,7 +107,7 @@ def selective_tree_scan_backward_cpu(
     task = walked, DIRECTIONS[direction], (channels, state_size), operands
     results = flat(grad), tuple(flat(tensor) for tensor in grads)
     if state_norm_eps is None:
-        run_in_chunks(_backward, walked.num_segments * num_blocks, *task, *results)
+        run_in_chunks(_backward, walked.num_bundles * num_blocks, *task, *results)
     else:
         _normalized_backward(*task, *results, _norm_scale(u, state_norm_eps))
     if transition_delta is None:
@@ -122,9 +122,9 @@ def _normalized(walked, direction, sizes, operands, y, scale) -> None:
     h, num_nodes = np.empty_like(y), len(walked.order)
     if _occupies_threads(walked):
         whole = walked, direction, sizes, operands, h, scale, y
-        run_in_chunks(_normalized_segments, walked.num_segments, *whole)
+        run_in_chunks(_normalized_segments, walked.num_bundles, *whole)
         return
-    num_units = walked.num_segments * _num_blocks(sizes[0])
+    num_units = walked.num_bundles * _num_blocks(sizes[0])
     run_in_chunks(_skips, num_units, walked, sizes, operands, y)
     for s in range(sizes[1]):
         task = sizes, operands, s, h
@@ -136,9 +136,9 @@ def _normalized_backward(walked, direction, sizes, operands, grad, grads, scale)
     h, num_nodes = np.empty_like(grad), len(walked.order)
     if _occupies_threads(walked):
         whole = walked, direction, sizes, operands, h, scale, grad, grads
-        run_in_chunks(_normalized_segments_backward, walked.num_segments, *whole)
+        run_in_chunks(_normalized_segments_backward, walked.num_bundles, *whole)
         return
-    num_units = walked.num_segments * _num_blocks(sizes[0])
+    num_units = walked.num_bundles * _num_blocks(sizes[0])
     run_in_chunks(_skips_backward, num_units, walked, sizes, operands, grad, grads)
     for s in range(sizes[1]):
         task = sizes, operands, s, h
@@ -147,9 +147,9 @@ def _normalized_backward(walked, direction, sizes, operands, grad, grads, scale)
         run_in_chunks(_states_backward, num_units, walked, direction, *task, grads)
 
 
-def _occupies_threads(walked: Walk) -> bool:
+def _occupies_threads(walked: PlacedForest) -> bool:
     r"""Whether no segment is larger than a thread's share of the nodes and half of it."""
-    largest = int(np.diff(walked.segments).max(initial=0))
+    largest = int(np.diff(walked.bundles).max(initial=0))
     return 2 * largest * torch.get_num_threads() <= 3 * len(walked.order)
 
 
@@ -186,7 +186,7 @@ def _assign_slots(forest, slots):
         if not forest.flags[place] & LEAF:
             free[num_free] = slots[place]
             num_free += 1
-        if forest.flags[place] & LAST:
+        if forest.flags[place] & LAST_CHILD:
             if num_free > 0:
                 num_free -= 1
                 slots[forest.above[place]] = free[num_free]
@@ -203,7 +203,7 @@ def _unit(forest, channels, unit):
     segment, block = unit // num_blocks, unit % num_blocks
     first = block * CHANNELS_PER_BLOCK
     last = min(first + CHANNELS_PER_BLOCK, channels)
-    return forest.segments[segment], forest.segments[segment + 1], first, last, segment, block
+    return forest.bundles[segment], forest.bundles[segment + 1], first, last, segment, block
 
 
 @njit(forceinline=True)
@@ -244,7 +244,9 @@ def _up(first_unit, last_unit, forest, slots, num_slots, sizes, operands, y):
                     if flag & ROOT:
                         continue
                     a = exponential(multiply(span, load(A, s * channels + channel, count)))
-                    others = zeros(state) if flag & LAST else load_whole(state, above + offset)
+                    others = (
+                        zeros(state) if flag & LAST_CHILD else load_whole(state, above + offset)
+                    )
                     store_whole(state, above + offset, multiply_add(a, xi, others))
                 store(y, row, count, out)
 
@@ -339,7 +341,7 @@ def _normalized_segments(
 ):
     num_blocks = _num_blocks(sizes[0])
     for segment in range(first_segment, last_segment):
-        start, stop = forest.segments[segment], forest.segments[segment + 1]
+        start, stop = forest.bundles[segment], forest.bundles[segment + 1]
         first, last = segment * num_blocks, (segment + 1) * num_blocks
         _skips(first, last, forest, sizes, operands, y)
         for s in range(sizes[1]):
@@ -353,7 +355,7 @@ def _normalized_segments_backward(
 ):
     num_blocks = _num_blocks(sizes[0])
     for segment in range(first_segment, last_segment):
-        start, stop = forest.segments[segment], forest.segments[segment + 1]
+        start, stop = forest.bundles[segment], forest.bundles[segment + 1]
         first, last = segment * num_blocks, (segment + 1) * num_blocks
         _skips_backward(first, last, forest, sizes, operands, grad, grads)
         for s in range(sizes[1]):

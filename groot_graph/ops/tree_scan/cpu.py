@@ -11,7 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.cpu.order import LAST, LEAF, ROOT, Walk, walk
+from groot_graph.ops.cpu.order import LAST_CHILD, LEAF, ROOT, PlacedForest, placed
 from groot_graph.ops.cpu.simd import (
     flat,
     lanes,
@@ -31,7 +31,7 @@ CHANNELS_PER_BLOCK = 256
 def tree_scan_cpu(x: Tensor, transition: Tensor, forest: Forest, direction: str) -> Tensor:
     h = torch.empty(x.shape, dtype=x.dtype)
     kernel = {"both": _both, "up": _up, "down": _down}[direction]
-    _run(kernel, walk(forest), x, transition, h)
+    _run(kernel, placed(forest), x, transition, h)
     return h
 
 
@@ -41,21 +41,21 @@ def tree_scan_backward_cpu(
     grad_x = torch.empty(x.shape, dtype=x.dtype)
     grad_transition = torch.empty(x.shape, dtype=x.dtype)
     if direction == "both":
-        _run(_both_backward, walk(forest), grad, x, transition, h, grad_x, grad_transition)
+        _run(_both_backward, placed(forest), grad, x, transition, h, grad_x, grad_transition)
     else:
         kernel = {"up": _up_backward, "down": _down_backward}[direction]
-        _run(kernel, walk(forest), grad, transition, h, grad_x, grad_transition)
+        _run(kernel, placed(forest), grad, transition, h, grad_x, grad_transition)
     return grad_x, grad_transition
 
 
-def _run(kernel, forest: Walk, *rows: Tensor) -> None:
+def _run(kernel, forest: PlacedForest, *rows: Tensor) -> None:
     r"""Runs a kernel on every pair of a segment of trees and a block of channels."""
     channels = rows[0].size(1)
     # One block while there are segments enough to share out: rows are then read in one piece.
-    enough_segments = forest.num_segments >= 2 * torch.get_num_threads()
+    enough_segments = forest.num_bundles >= 2 * torch.get_num_threads()
     width = CHANNELS_PER_BLOCK if enough_segments else CHANNELS_PER_BLOCK // 4
     num_blocks = -(-channels // width)
-    num_units = forest.num_segments * num_blocks
+    num_units = forest.num_bundles * num_blocks
     run_in_chunks(kernel, num_units, forest, channels, width, *map(flat, rows))
 
 
@@ -65,8 +65,8 @@ def _unit(forest, channels, width, unit):
     num_blocks = -(-channels // width)
     segment, first = unit // num_blocks, unit % num_blocks * width
     return (
-        forest.segments[segment],
-        forest.segments[segment + 1],
+        forest.bundles[segment],
+        forest.bundles[segment + 1],
         first,
         min(first + width, channels),
     )
@@ -116,11 +116,11 @@ def _add_to_parent(transition, child, base, target, row, above, first, last):
 def _pass_up(flag, x, transition, xi, row, above, first, last):
     r"""ξ_p += a_i ξ_i, where a leaf's ξ is its x, and a parent's begins as its x."""
     if flag & LEAF:
-        if flag & LAST:
+        if flag & LAST_CHILD:
             _add_to_parent(transition, x, x, xi, row, above, first, last)
         else:
             _add_to_parent(transition, x, xi, xi, row, above, first, last)
-    elif flag & LAST:
+    elif flag & LAST_CHILD:
         _add_to_parent(transition, xi, x, xi, row, above, first, last)
     else:
         _add_to_parent(transition, xi, xi, xi, row, above, first, last)
@@ -307,11 +307,11 @@ def _both_backward(
 def _pass_both_up(flag, x, xi, grad, gamma, transition, row, above, first, last):
     r"""ξ_p += a_i ξ_i and γ_p += a_i γ_i, where a leaf's are its x and ḡ."""
     if flag & LEAF:
-        if flag & LAST:
+        if flag & LAST_CHILD:
             _add_both(transition, x, grad, x, grad, xi, gamma, row, above, first, last)
         else:
             _add_both(transition, x, grad, xi, gamma, xi, gamma, row, above, first, last)
-    elif flag & LAST:
+    elif flag & LAST_CHILD:
         _add_both(transition, xi, gamma, x, grad, xi, gamma, row, above, first, last)
     else:
         _add_both(transition, xi, gamma, xi, gamma, xi, gamma, row, above, first, last)
