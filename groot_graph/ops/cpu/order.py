@@ -1,4 +1,4 @@
-r"""The order in which the CPU kernels visit the nodes of a forest, and what they know of each place."""
+r"""The order in which the CPU kernels visit a forest, and what is known of each place of it."""
 
 from typing import NamedTuple
 
