@@ -11,3 +11,19 @@ collect_ignore = [
     )
     if find_spec(package) is None
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run the tests marked 'full' too, and more examples of each hypothesis test",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)

@@ -2,14 +2,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "groot_graph",
-    deadline=None,
-    derandomize=True,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("groot_graph")
+
+def pytest_configure(config):
+    settings.register_profile(
+        "groot_graph",
+        deadline=None,
+        derandomize=True,
+        max_examples=400 if config.getoption("full") else 50,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("groot_graph")
 
 
 @pytest.fixture(autouse=True)
