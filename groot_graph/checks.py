@@ -3,15 +3,30 @@ r"""Checks of arguments. Each names the argument, what was found and what was wa
 import torch
 import torch_geometric
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch._subclasses.functional_tensor import FunctionalTensor
 
+from groot_graph.errors import NotANumberError
 from groot_graph.forest import Forest
 
 DIRECTIONS = ("both", "up", "down")
 
 
-def values_are_checked(device: torch.device) -> bool:
-    r"""Whether values are read to check them: on the CPU, and elsewhere in PyG's debug mode."""
-    return device.type == "cpu" or torch_geometric.is_debug_enabled()
+def values_are_checked(tensor: Tensor) -> bool:
+    r"""Whether a tensor's values are read to check them: on the CPU, and elsewhere in PyG's debug
+    mode, but never where a trace or a transform has put a tensor without values in its place.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    is_read = tensor.device.type == "cpu" or torch_geometric.is_debug_enabled()
+    return is_read and _has_values(tensor)
+
+
+def _has_values(tensor: Tensor) -> bool:
+    if tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    is_functional = torch._is_functional_tensor(tensor) or isinstance(tensor, FunctionalTensor)
+    return not is_functional and not is_fake(tensor)
 
 
 def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
@@ -113,6 +128,44 @@ def check_node_range(edge_index: Tensor, num_nodes: int) -> None:
         raise ValueError(
             f"'edge_index' must hold node numbers from 0 to num_nodes - 1 = {num_nodes - 1}, "
             f"got {found}"
+        )
+
+
+def check_not_nan(name: str, edge_weight: Tensor) -> None:
+    r"""Reads the values: no weight of an edge is NaN.
+
+    Args:
+        name (str): What the caller gave that the weights come from.
+        edge_weight (Tensor): The weights, of shape :obj:`[num_edges]`.
+    """
+    values = readable(edge_weight)
+    is_nan = values != values
+    if is_nan.any():
+        wanted = "not hold NaN" if name == "edge_weight" else "give a dissimilarity for every edge"
+        edge = int(is_nan.nonzero()[0][0])
+        raise NotANumberError(f"'{name}' must {wanted}, got NaN at edge {edge}")
+
+
+def check_root(root, edge_index: Tensor) -> None:
+    if isinstance(root, str):
+        if root not in ("first", "last"):
+            raise ValueError(f"'root' must be 'first', 'last' or a LongTensor, got '{root}'")
+        return
+    if not isinstance(root, Tensor):
+        raise TypeError(f"'root' must be a str or a torch.Tensor, got {type(root).__name__}")
+    if root.dtype != torch.int64:
+        raise TypeError(f"'root' must have dtype torch.int64, got {root.dtype}")
+    check_shape("root", root, (None,), "[num_trees]")
+    check_device("root", root, "edge_index", edge_index.device)
+
+
+def check_root_range(root: Tensor, num_nodes: int) -> None:
+    r"""Reads the values: every root lies in [0, num_nodes)."""
+    outside = root[(root < 0) | (root >= num_nodes)]
+    if outside.numel() > 0:
+        raise ValueError(
+            f"'root' must hold node numbers from 0 to num_nodes - 1 = {num_nodes - 1}, "
+            f"got {int(outside[0])}"
         )
 
 

@@ -52,6 +52,16 @@ class Forest:
             raise ValueError(
                 f"'parent' must be on the device of 'order', {order.device}, got {parent.device}"
             )
+        self._hold(order, parent, plan)
+
+    @classmethod
+    def _of(cls, order: Tensor, parent: Tensor, plan: Tensor | None = None) -> "Forest":
+        r"""The forest of tensors that are known to fit."""
+        forest = cls.__new__(cls)
+        forest._hold(order, parent, plan)
+        return forest
+
+    def _hold(self, order: Tensor, parent: Tensor, plan: Tensor | None) -> None:
         self.order = order
         self.parent = parent
         self.plan = plan
@@ -79,7 +89,7 @@ class Forest:
 
     def to(self, device: "torch.device | str") -> "Forest":
         r"""The same forest on another device."""
-        return Forest(self.order.to(device), self.parent.to(device))
+        return Forest._of(self.order.to(device), self.parent.to(device))
 
     def depth(self) -> Tensor:
         r"""The number of edges between every node and its root, a LongTensor of shape

@@ -1,16 +1,12 @@
 r"""The one place that knows in which forms a graph's edges may arrive."""
 
 from torch import Tensor
-from torch_geometric import EdgeIndex, is_compiling
+from torch_geometric import EdgeIndex
 from torch_geometric.typing import INDEX_DTYPES, Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
-from groot_graph.checks import (
-    check_device,
-    check_edge_index,
-    check_node_range,
-    values_are_checked,
-)
+from groot_graph import checks
+from groot_graph.checks import check_device, check_edge_index, check_node_range
 
 
 def to_plain_edge_index(adjacency: Adj, x: Tensor) -> Tensor:
@@ -47,7 +43,7 @@ def to_plain_edge_index(adjacency: Adj, x: Tensor) -> Tensor:
         edge_index = edge_index.long()
     check_edge_index(edge_index)
     check_device("edge_index", edge_index, "x", x.device)
-    if not is_compiling() and values_are_checked(edge_index.device):
+    if checks.values_are_checked(edge_index):
         check_node_range(edge_index, num_nodes)
     return edge_index
 

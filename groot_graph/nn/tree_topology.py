@@ -2,17 +2,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch_geometric import is_compiling
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import Adj, OptTensor
 
+from groot_graph import checks
 from groot_graph.checks import (
     check_choice,
     check_device,
     check_features,
+    check_not_nan,
     check_shape,
     check_tensor,
-    values_are_checked,
 )
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
@@ -172,8 +172,8 @@ class TreeTopology(MessagePassing):
             edge_weight = self._edge_weight_in_parts(x, edge_index)
         else:
             edge_weight = self.edge_updater(edge_index, x=x)
-        if not is_compiling() and values_are_checked(edge_weight.device):
-            _check_not_nan(edge_weight)
+        if checks.values_are_checked(edge_weight):
+            check_not_nan("x", edge_weight)
         return edge_weight
 
     def _edge_weight_in_parts(self, x: Tensor, edge_index: Tensor) -> Tensor:
@@ -202,10 +202,3 @@ class TreeTopology(MessagePassing):
     def __repr__(self) -> str:
         metric = getattr(self.metric, "__name__", self.metric)
         return f"{self.__class__.__name__}(metric={metric}, tree={self.tree}, root={self.root})"
-
-
-def _check_not_nan(edge_weight: Tensor) -> None:
-    is_nan = edge_weight.isnan()
-    if is_nan.any():
-        edge = int(is_nan.nonzero()[0])
-        raise ValueError(f"'x' must give a dissimilarity for every edge, got NaN at edge {edge}")

@@ -184,7 +184,7 @@ def test_gradcheck_of_reference_behind_public_functions(direction, use_reference
 def test_opcheck_of_minimum_spanning_forest():
     op = torch.ops.groot_graph.minimum_spanning_forest.default
     for num_nodes, num_edges in [(17, 63), (3, 0)]:
-        opcheck(op, (random_graph(num_nodes, num_edges), torch.rand(num_edges), num_nodes))
+        opcheck(op, (random_graph(num_nodes, num_edges), torch.rand(num_edges), num_nodes, "x"))
 
 
 def test_opcheck_of_root_forest():

@@ -62,7 +62,7 @@ def test_no_more_than_forest_and_chunks_is_held(monkeypatch):
     from groot_graph.ops.minimum_spanning_forest import stream
 
     num_nodes, chunk, sizes = 100, 30, []
-    whole = stream.minimum_spanning_forest
+    whole = stream.trusted_minimum_spanning_forest
     monkeypatch.setattr(
         stream,
         "minimum_spanning_forest",

@@ -28,11 +28,11 @@ except ImportError as error:
         'GrootLForCausalLM needs transformers >= 5.5: pip install "groot-graph[text]"'
     ) from error
 
+from groot_graph import checks
 from groot_graph.checks import (
     check_choice,
     check_number,
     check_positive_int,
-    values_are_checked,
 )
 from groot_graph.models.grootl.trees import TEXT_TREES, TextLayout
 from groot_graph.ops.selective_tree_scan import selective_tree_scan
@@ -644,7 +644,7 @@ def _checked_mask(
         )
     mask = mask[:, mask.size(1) - num_places :].to(device).bool()
     begins = mask[:, :1].sum(dim=1) + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
-    if values_are_checked(device) and bool((begins > 1).any()):
+    if checks.values_are_checked(begins) and bool((begins > 1).any()):
         text = int(begins.gt(1).nonzero()[0])
         raise ValueError(
             "'attention_mask' must have zeros before and after a text alone, got some inside text "
@@ -668,7 +668,7 @@ def _check_goes_on(mask: Tensor | None, context_lengths) -> None:
             "'context_lengths' must be left out with a filled 'past_key_values', whose texts have "
             f"their contexts behind them, got {context_lengths}"
         )
-    if mask is not None and values_are_checked(mask.device) and not bool(mask.all()):
+    if mask is not None and checks.values_are_checked(mask) and not bool(mask.all()):
         raise ValueError(
             "'attention_mask' must be 1 at all tokens that follow a filled 'past_key_values', got 0"
         )
@@ -702,7 +702,7 @@ def _checked_context_lengths(lengths, length: Tensor, num_places: int) -> Tensor
 
 
 def _check_fit(lengths: Tensor, longest: Tensor) -> None:
-    if not values_are_checked(lengths.device):
+    if not checks.values_are_checked(lengths):
         return
     does_fit = (lengths >= 0) & (lengths <= longest)
     if not bool(does_fit.all()):

@@ -1,16 +1,18 @@
+r"""The minimum spanning forest: the public function, and the operation behind it."""
+
 import torch
 from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
+from groot_graph import checks
 from groot_graph.checks import (
     check_device,
     check_edge_index,
     check_node_range,
+    check_not_nan,
     check_num_nodes,
     check_shape,
     check_tensor,
-    readable,
-    values_are_checked,
 )
 from groot_graph.ops.dispatch import implementation
 
@@ -61,7 +63,18 @@ def minimum_spanning_forest(
     check_edges(edge_index, edge_weight)
     check_num_nodes(num_nodes)
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
-    return _minimum_spanning_forest(edge_index, edge_weight.detach(), num_nodes)
+    if checks.values_are_checked(edge_index):
+        check_node_range(edge_index, num_nodes)
+    return trusted_minimum_spanning_forest(edge_index, edge_weight, num_nodes)
+
+
+def trusted_minimum_spanning_forest(
+    edge_index: Tensor, edge_weight: Tensor, num_nodes: int, weight_name: str = "edge_weight"
+) -> Tensor:
+    r"""The minimum spanning forest of edges that are known to fit, over weights of which only a NaN
+    is refused, in the name of what the caller gave.
+    """
+    return _minimum_spanning_forest(edge_index, edge_weight.detach(), num_nodes, weight_name)
 
 
 def check_edges(edge_index, edge_weight) -> None:
@@ -79,28 +92,16 @@ def check_edges(edge_index, edge_weight) -> None:
 @torch.library.custom_op(
     "groot_graph::minimum_spanning_forest",
     mutates_args=(),
-    schema="(Tensor edge_index, Tensor edge_weight, SymInt num_nodes) -> Tensor",
+    schema="(Tensor edge_index, Tensor edge_weight, SymInt num_nodes, str weight_name) -> Tensor",
 )
-def _minimum_spanning_forest(edge_index, edge_weight, num_nodes):
-    check_edge_values(edge_index, edge_weight, num_nodes)
+def _minimum_spanning_forest(edge_index, edge_weight, num_nodes, weight_name):
+    # Here and not at a door, because a compiled layer's weights have values here alone.
+    if checks.values_are_checked(edge_weight):
+        check_not_nan(weight_name, edge_weight)
     compute = implementation("minimum_spanning_forest", edge_index.device)
     return compute(edge_index, edge_weight, num_nodes)
 
 
 @_minimum_spanning_forest.register_fake
-def _(edge_index, edge_weight, num_nodes):
+def _(edge_index, edge_weight, num_nodes, weight_name):
     return torch.empty_like(edge_weight, dtype=torch.bool)
-
-
-def check_edge_values(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> None:
-    if values_are_checked(edge_index.device):
-        check_node_range(edge_index, num_nodes)
-        _check_not_nan(edge_weight)
-
-
-def _check_not_nan(edge_weight: Tensor) -> None:
-    values = readable(edge_weight)
-    is_nan = values != values
-    if is_nan.any():
-        edge = int(is_nan.nonzero()[0][0])
-        raise ValueError(f"'edge_weight' must not hold NaN, got NaN at edge {edge}")

@@ -11,6 +11,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from groot_graph.checks import check_node_range
 from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, comparable
 
 # With more edges than this per component, the lightest ones are joined first.
@@ -36,7 +37,9 @@ def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nod
     edges, heavy_edges = (np.empty((4, num_edges), np.int32) for _ in range(2))
     best = np.empty(num_nodes, np.int64)
     label, component = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
-    _forest(source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component)
+    lists = edges, heavy_edges, best, label, component
+    if not _forest(source, target, weight, is_float, edge_mask, *lists):
+        check_node_range(edge_index, num_nodes)
     return torch.from_numpy(edge_mask)
 
 
@@ -53,14 +56,18 @@ def _key(bits, is_float):
 def _forest(
     source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component
 ):
+    r"""Marks the edges of the forest; returns False at a node that is out of range."""
+    num_components = len(best)
     num_edges = 0
     for edge in range(len(source)):
-        if source[edge] != target[edge]:
-            key = _key(weight[edge], is_float)
-            _put(edges, num_edges, source[edge], target[edge], key, edge)
+        first, second = source[edge], target[edge]
+        # No door reads the edges of a compiled graph.
+        if min(first, second) < 0 or max(first, second) >= num_components:
+            return False
+        if first != second:
+            _put(edges, num_edges, first, second, _key(weight[edge], is_float), edge)
             num_edges += 1
 
-    num_components = len(best)
     while num_edges > 0:
         num_light, num_heavy = num_edges, 0
         if num_edges > EDGES_PER_COMPONENT * num_components:
@@ -74,6 +81,7 @@ def _forest(
                 _put(edges, num_edges, first, second, key, edge)
                 num_edges += 1
         num_components = joined
+    return True
 
 
 @njit(forceinline=True)

@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groot_graph.checks import check_num_nodes
+from groot_graph import checks
+from groot_graph.checks import check_node_range, check_not_nan, check_num_nodes
 from groot_graph.ops.minimum_spanning_forest.api import (
-    check_edge_values,
     check_edges,
-    minimum_spanning_forest,
+    trusted_minimum_spanning_forest,
 )
 
 
@@ -137,7 +137,9 @@ def _check_chunk(chunk, num_nodes: int, before: NumberedEdges | None) -> None:
     if before is not None:
         _check_same("dtype", edge_weight.dtype, before.edge_weight.dtype)
         _check_same("device", edge_weight.device, before.edge_weight.device)
-    check_edge_values(edge_index, edge_weight, num_nodes)
+    if checks.values_are_checked(edge_index):
+        check_node_range(edge_index, num_nodes)
+        check_not_nan("edge_weight", edge_weight)
 
 
 def _check_same(what: str, found, wanted) -> None:
@@ -157,7 +159,7 @@ def _reduce(parts: list[NumberedEdges], num_nodes: int) -> NumberedEdges:
     edge_index, edge_weight, edge_number = (
         torch.cat(values, dim=-1) for values in zip(*parts, strict=True)
     )
-    kept = minimum_spanning_forest(edge_index, edge_weight, num_nodes)
+    kept = trusted_minimum_spanning_forest(edge_index, edge_weight, num_nodes)
     return NumberedEdges(edge_index[:, kept], edge_weight[kept], edge_number[kept])
 
 

@@ -1,15 +1,19 @@
+r"""Rooting: the public function, the operation behind it, and the plan of a forest."""
+
 import torch
 from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
+from groot_graph import checks
 from groot_graph.checks import (
     check_device,
     check_edge_index,
     check_node_range,
     check_num_nodes,
+    check_root,
+    check_root_range,
     check_shape,
     check_tensor,
-    values_are_checked,
 )
 from groot_graph.forest import Forest
 from groot_graph.ops.cuda.plan import plan_size
@@ -68,10 +72,19 @@ def root_forest(
         check_shape("edge_mask", edge_mask, (edge_index.size(1),), "[num_edges]")
         check_device("edge_mask", edge_mask, "edge_index", edge_index.device)
     check_num_nodes(num_nodes)
-    _check_root(root, edge_index)
+    check_root(root, edge_index)
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
+    if checks.values_are_checked(edge_index):
+        check_node_range(edge_index, num_nodes)
+    return trusted_root_forest(edge_index, edge_mask, num_nodes, root)
+
+
+def trusted_root_forest(
+    edge_index: Tensor, edge_mask: Tensor | None, num_nodes: int, root: "str | Tensor" = "first"
+) -> Forest:
+    r"""Roots a forest of edges that are known to fit."""
     name, nodes = (root, None) if isinstance(root, str) else ("given", root)
-    return Forest(*_root_forest(edge_index, edge_mask, num_nodes, name, nodes))
+    return Forest._of(*_root_forest(edge_index, edge_mask, num_nodes, name, nodes))
 
 
 def scan_plan(forest: Forest) -> Tensor:
@@ -103,19 +116,6 @@ def _current_stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def _check_root(root, edge_index: Tensor) -> None:
-    if isinstance(root, str):
-        if root not in ("first", "last"):
-            raise ValueError(f"'root' must be 'first', 'last' or a LongTensor, got '{root}'")
-        return
-    if not isinstance(root, Tensor):
-        raise TypeError(f"'root' must be a str or a torch.Tensor, got {type(root).__name__}")
-    if root.dtype != torch.int64:
-        raise TypeError(f"'root' must have dtype torch.int64, got {root.dtype}")
-    check_shape("root", root, (None,), "[num_trees]")
-    check_device("root", root, "edge_index", edge_index.device)
-
-
 @torch.library.custom_op(
     "groot_graph::root_forest",
     mutates_args=(),
@@ -123,10 +123,9 @@ def _check_root(root, edge_index: Tensor) -> None:
     " -> (Tensor, Tensor, Tensor)",
 )
 def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
-    if values_are_checked(edge_index.device):
-        check_node_range(edge_index, num_nodes)
-        if root_nodes is not None:
-            _check_root_range(root_nodes, num_nodes)
+    # Here and not at a door, because a compiled graph's roots have values here alone.
+    if root_nodes is not None and checks.values_are_checked(root_nodes):
+        check_root_range(root_nodes, num_nodes)
     compute = implementation("root_forest", edge_index.device)
     forest = compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
     order, parent, *plan = forest
@@ -159,12 +158,3 @@ def _empty_plan(parent: Tensor) -> Tensor:
 
 def _no_plan(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.int32)
-
-
-def _check_root_range(root: Tensor, num_nodes: int) -> None:
-    outside = root[(root < 0) | (root >= num_nodes)]
-    if outside.numel() > 0:
-        raise ValueError(
-            f"'root' must hold node numbers from 0 to num_nodes - 1 = {num_nodes - 1}, "
-            f"got {int(outside[0])}"
-        )

@@ -5,7 +5,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from groot_graph.checks import check_acyclic, check_one_root_per_tree
+from groot_graph.checks import check_acyclic, check_node_range, check_one_root_per_tree
 
 
 def root_forest_cpu(
@@ -20,7 +20,8 @@ def root_forest_cpu(
         source, target = source[is_kept], target[is_kept]
     number = np.int32 if max(num_nodes, 2 * len(source)) < 2**31 else np.int64
     start, neighbor = np.zeros(num_nodes + 1, number), np.empty(2 * len(source), number)
-    _fill_adjacency(source, target, start, neighbor)
+    if not _fill_adjacency(source, target, start, neighbor):
+        check_node_range(edge_index, num_nodes)
 
     parent, size = np.full(num_nodes, -1, np.int64), np.ones(num_nodes, number)
     walked, tree_start = np.empty(num_nodes, number), np.empty(num_nodes + 1, number)
@@ -53,11 +54,17 @@ def _roots(root: "str | Tensor", walked: np.ndarray, tree_start: np.ndarray) -> 
 
 @njit(cache=True, nogil=True)
 def _fill_adjacency(source, target, start, neighbor):
-    r"""Lists the neighbours of every node by ascending number."""
+    r"""Lists the neighbours of every node by ascending number; returns False at a node that is out
+    of range.
+    """
     num_nodes, num_edges = len(start) - 1, len(source)
     for edge in range(num_edges):
-        start[source[edge] + 1] += 1
-        start[target[edge] + 1] += 1
+        first, second = source[edge], target[edge]
+        # No door reads the edges of a compiled graph.
+        if min(first, second) < 0 or max(first, second) >= num_nodes:
+            return False
+        start[first + 1] += 1
+        start[second + 1] += 1
     for node in range(num_nodes):
         start[node + 1] += start[node]
 
@@ -77,6 +84,7 @@ def _fill_adjacency(source, target, start, neighbor):
             other = unsorted[place]
             neighbor[end[other]] = node
             end[other] += 1
+    return True
 
 
 @njit(cache=True, nogil=True)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groot_graph.checks import check_acyclic, check_one_root_per_tree, values_are_checked
+from groot_graph import checks
+from groot_graph.checks import check_acyclic, check_one_root_per_tree
 from groot_graph.ops.cuda.launch import MOST_THREADS, Argument, launch, on_current_stream
 from groot_graph.ops.cuda.plan import cut, plan_size
 
@@ -59,7 +60,7 @@ def root_forest_cuda(
     nodes = Nodes(*edge_index.new_empty(len(Nodes._fields), num_nodes, dtype=torch.int32))
     is_kept = _join(edge_index, edge_mask, nodes, heaviest)
     _choose_roots(root, nodes)
-    if values_are_checked(edge_index.device):
+    if checks.values_are_checked(edge_index):
         _check_kept(is_kept, edge_mask, nodes.chosen, root)
     tour = _tour(edge_index, is_kept, nodes)
     _measure(tour, nodes, parent, heaviest)

@@ -1,3 +1,5 @@
+r"""The selective scan: the public function, and the operation behind it with its gradient."""
+
 import math
 
 import torch
@@ -91,6 +93,24 @@ def selective_tree_scan(
     check_forest(forest, u.size(0), u.device, "u")
     check_direction(direction)
     _check_state_norm_eps(state_norm_eps)
+    return trusted_selective_tree_scan(
+        u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
+    )
+
+
+def trusted_selective_tree_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    forest: Forest,
+    D: Tensor | None = None,
+    direction: str = "both",
+    transition_delta: Tensor | None = None,
+    state_norm_eps: float | None = None,
+) -> Tensor:
+    r"""The selective scan of tensors and a forest that are known to fit."""
     operands = _in_common_dtypes(u, delta, A, B, C, D, transition_delta)
     tensors = forest.order, forest.parent, scan_plan(forest)
     return _selective_tree_scan(*operands, *tensors, direction, state_norm_eps).to(u.dtype)
@@ -157,7 +177,7 @@ def _selective_tree_scan(
     u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
     compute = implementation("selective_tree_scan", u.device)
-    forest = Forest(order, parent, plan)
+    forest = Forest._of(order, parent, plan)
     return compute(u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
 
@@ -177,7 +197,7 @@ def _selective_tree_scan_backward(
     grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
     compute = implementation("selective_tree_scan", u.device, "_backward")
-    forest = Forest(order, parent, plan)
+    forest = Forest._of(order, parent, plan)
     return compute(grad, u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
 

@@ -1,3 +1,5 @@
+r"""The scan of a tree: the public function, and the operation behind it with its gradient."""
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -68,6 +70,13 @@ def tree_scan(x: Tensor, transition: Tensor, forest: Forest, direction: str = "b
     check_device("transition", transition, "x", x.device)
     check_forest(forest, x.size(0), x.device, "x")
     check_direction(direction)
+    return trusted_tree_scan(x, transition, forest, direction)
+
+
+def trusted_tree_scan(
+    x: Tensor, transition: Tensor, forest: Forest, direction: str = "both"
+) -> Tensor:
+    r"""The scan of tensors and a forest that are known to fit."""
     dtype = operand_dtype(x, transition)
     tensors = forest.order, forest.parent, scan_plan(forest)
     h = _tree_scan(x.to(dtype), transition.to(dtype), *tensors, direction)
@@ -82,7 +91,7 @@ def tree_scan(x: Tensor, transition: Tensor, forest: Forest, direction: str = "b
 )
 def _tree_scan(x, transition, order, parent, plan, direction):
     compute = implementation("tree_scan", x.device)
-    return compute(x, transition, Forest(order, parent, plan), direction)
+    return compute(x, transition, Forest._of(order, parent, plan), direction)
 
 
 @_tree_scan.register_fake
@@ -98,7 +107,7 @@ def _(x, transition, order, parent, plan, direction):
 )
 def _tree_scan_backward(grad, x, transition, h, order, parent, plan, direction):
     compute = implementation("tree_scan", x.device, "_backward")
-    return compute(grad, x, transition, h, Forest(order, parent, plan), direction)
+    return compute(grad, x, transition, h, Forest._of(order, parent, plan), direction)
 
 
 @_tree_scan_backward.register_fake
