@@ -65,7 +65,7 @@ def test_no_more_than_forest_and_chunks_is_held(monkeypatch):
     whole = stream.trusted_minimum_spanning_forest
     monkeypatch.setattr(
         stream,
-        "minimum_spanning_forest",
+        "trusted_minimum_spanning_forest",
         lambda index, *args: sizes.append(index.size(1)) or whole(index, *args),
     )
     edges = random_edges(num_nodes, 3000)
