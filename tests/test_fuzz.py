@@ -1,16 +1,15 @@
 """Thousands of random calls of every public function: tensors of any memory layout, dtype, size and
 mix of gradients give what the reference gives for plain ones, and stay as they were."""
 
-import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import lru_cache, partial
-from pathlib import Path
+from unittest.mock import patch
 
 import networkx as nx
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch_geometric.utils import to_networkx
 
@@ -46,18 +45,50 @@ from groot_graph.visualization import (
 )
 from tests.equipment.graphs import forests, multigraphs, to_edge_index
 from tests.equipment.scans import DIRECTIONS, EPS, assert_near
-from tests.nn.test_tree_ssm import line_to_root, plain_loop
+from tests.equipment.tree_ssm import line_to_root, plain_loop
 
-fuzz = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
-few = settings(fuzz, max_examples=40)
+few = settings(max_examples=settings.default.max_examples // 10)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 dtypes = st.sampled_from(list(TOLERANCE))
 weight_dtypes = st.sampled_from([*TOLERANCE, torch.int64, torch.int32, torch.uint8])
 seeds = st.integers(0, 2**31)
 sizes = st.integers(0, 5)
 directions = st.sampled_from(DIRECTIONS)
+
+
+MODULES = [groot_graph, datasets, models, nn, transforms]
+FUZZED = {}  # the public names that a test fuzzes, by the name of the test
+
+
+def fuzzes(*names):
+    """The test calls what is public under each of these names."""
+
+    def note(test):
+        FUZZED[test.__name__] = names
+        return test
+
+    return note
+
+
+@pytest.fixture(autouse=True)
+def what_is_fuzzed_is_called(request):
+    with ExitStack() as stack:
+        names = FUZZED.get(request.function.__name__, ())
+        calls = {name: stack.enter_context(recorded(name)) for name in names}
+        yield
+    assert [name for name, call in calls.items() if not call.called] == []
+
+
+def recorded(name):
+    """Notes the calls of a function of this file, or of a class's forward or constructor."""
+    if name == "GrootLForCausalLM":
+        pytest.importorskip("transformers", minversion="5.5")
+    public = next(getattr(module, name) for module in MODULES if name in module.__all__)
+    if not isinstance(public, type):
+        return patch(f"{__name__}.{name}", wraps=public)
+    method = "forward" if hasattr(public, "forward") else "__init__"
+    original = getattr(public, method)
+    return patch.object(public, method, autospec=True, side_effect=original)
 
 
 def plain(tensor):
@@ -163,7 +194,7 @@ def check_like_reference(data, found, operands: dict, reference, dtype):
         assert_near(f"gradient of {name}", actual, other, 4 * TOLERANCE[dtype])
 
 
-@fuzz
+@fuzzes("minimum_spanning_forest")
 @given(st.data())
 def test_minimum_spanning_forest(data):
     edge_index, num_nodes = draw_graph(data)
@@ -176,7 +207,7 @@ def test_minimum_spanning_forest(data):
     assert found.equal(expected)
 
 
-@fuzz
+@fuzzes("minimum_spanning_forest_stream")
 @given(st.data())
 def test_minimum_spanning_forest_stream(data):
     edge_index, num_nodes = draw_graph(data)
@@ -192,7 +223,7 @@ def test_minimum_spanning_forest_stream(data):
     assert kept_index.equal(edge_index[:, mask]) and kept_weight.equal(edge_weight.detach()[mask])
 
 
-@fuzz
+@fuzzes("root_forest")
 @given(st.data())
 def test_root_forest(data):
     edge_index, num_nodes = draw_graph(data)
@@ -220,7 +251,7 @@ def draw_roots(data, edge_index, num_nodes):
     return torch.tensor(data.draw(st.permutations(roots)), dtype=torch.long)
 
 
-@fuzz
+@fuzzes("Forest")
 @given(st.data())
 def test_forest(data):
     forest = draw_forest(data)
@@ -238,7 +269,7 @@ def test_forest(data):
     assert forest.to("cpu").parent.equal(forest.parent)
 
 
-@fuzz
+@fuzzes("tree_scan")
 @given(st.data(), dtypes, sizes, directions, seeds)
 def test_tree_scan(data, dtype, channels, direction, seed):
     forest, generator = draw_forest(data), torch.Generator().manual_seed(seed)
@@ -255,7 +286,7 @@ def test_tree_scan(data, dtype, channels, direction, seed):
         )
 
 
-@fuzz
+@fuzzes("selective_tree_scan")
 @given(st.data(), dtypes, sizes, st.integers(1, 3), directions, seeds)
 def test_selective_tree_scan(data, dtype, channels, state_size, direction, seed):
     forest, generator = draw_forest(data), torch.Generator().manual_seed(seed)
@@ -292,7 +323,7 @@ def draw_settings(data) -> dict:
     }
 
 
-@fuzz
+@fuzzes("TreeSSMConv")
 @given(st.data(), seeds, st.booleans())
 def test_tree_ssm_conv(data, seed, is_double):
     """Along the tree that it grew, any memory layout gives what the plain one gives; gradients
@@ -324,7 +355,7 @@ def test_tree_ssm_conv(data, seed, is_double):
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
-@fuzz
+@fuzzes("TreeTopology")
 @given(st.data(), seeds, st.booleans())
 def test_tree_topology(data, seed, is_double):
     """Any memory layout gives the forest that the reference finds over the same dissimilarities."""
@@ -354,7 +385,7 @@ def check_is_best(found, edge_index, weight, settings):
     assert found.order.equal(order) and found.parent.equal(parent)
 
 
-@fuzz
+@fuzzes("TreeSSM")
 @given(st.data(), directions, seeds, st.booleans(), st.integers(1, 3))
 def test_tree_ssm(data, direction, seed, state_norm, state_size):
     """As pair by pair, in doubles."""
@@ -372,7 +403,7 @@ def test_tree_ssm(data, direction, seed, state_norm, state_size):
         assert_near("states", found, expected, TOLERANCE[torch.float64])
 
 
-@fuzz
+@fuzzes("ImageToGraph", "PointsToGraph", "TextToGraph", "ToSpanningForest")
 @given(st.data(), seeds)
 def test_transforms(data, seed):
     """Every node stands in the forest once, below its parent; no transform changes its input."""
@@ -419,7 +450,7 @@ def check_spans(forest, edge_index):
     assert len(branches) == forest.num_nodes - nx.number_connected_components(components)
 
 
-@few
+@fuzzes("CliquePath", "CrossedRing", "RingTransfer", "TreeNeighborsMatch")
 @given(st.data(), st.integers(3, 12), st.integers(1, 4), st.integers(2, 6), seeds)
 def test_datasets(data, distance, num_graphs, num_classes, seed):
     make = partial(
@@ -437,7 +468,6 @@ def test_datasets(data, distance, num_graphs, num_classes, seed):
         assert nx.is_connected(to_networkx(graph, to_undirected=True))
 
 
-@fuzz
 @given(st.data(), dtypes, st.integers(0, 3), seeds)
 def test_affinity_map(data, dtype, channels, seed):
     """The product of the transitions on the way, which are those of the lower ends."""
@@ -486,6 +516,7 @@ def test_plots(data, height, width, seed):
             plt.close()
 
 
+@fuzzes("GrootV")
 @few
 @given(st.data(), st.integers(0, 2), st.integers(32, 70), st.integers(32, 70), seeds)
 def test_grootv(data, batch_size, height, width, seed):
@@ -501,6 +532,7 @@ def test_grootv(data, batch_size, height, width, seed):
     assert (images.grad is not None) == images.requires_grad
 
 
+@fuzzes("convert_grootv_checkpoint", "load_grootv")
 @few
 @given(st.data(), st.sampled_from([4, 8]), st.integers(0, 3), seeds)
 def test_load_grootv(tmp_path_factory, data, channels, num_classes, seed):
@@ -559,6 +591,7 @@ def untrained_grootl(tree_mode="context"):
     return GrootLForCausalLM.from_mamba(mamba, tree_mode=tree_mode).eval()
 
 
+@fuzzes("GrootLForCausalLM")
 @few
 @given(st.data(), st.integers(1, 3), st.integers(1, 12), seeds)
 def test_grootl(data, batch_size, length, seed):
@@ -612,10 +645,9 @@ def test_grootl_generates(data, tree_mode, length, seed):
 
 def test_every_public_name_is_fuzzed():
     of_fixed_size = {"grootv_tiny", "grootv_small", "grootv_base"}  # of a GrootV
-    modules = [groot_graph, datasets, models, nn, transforms]
-    names = {name for module in modules for name in module.__all__}
-    called = set(re.findall(r"\w+", Path(__file__).read_text().split("\n\n\n", 1)[1]))
-    assert names - {"datasets", "nn", "transforms"} - of_fixed_size <= called
+    names = {name for module in MODULES for name in module.__all__}
+    fuzzed = {name for names in FUZZED.values() for name in names}
+    assert names - {"datasets", "nn", "transforms"} - of_fixed_size == fuzzed
 
 
 @pytest.mark.parametrize("layout", ALL_LAYOUTS)
