@@ -12,7 +12,10 @@ from torch_geometric.utils import erdos_renyi_graph
 from groot_graph.nn import TreeSSMConv
 
 STATUS = Path("/proc/self/status")
-pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="read from /proc, which only Linux has")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(not STATUS.exists(), reason="read from /proc, which only Linux has"),
+]
 
 
 def held() -> dict[str, int]:

@@ -281,6 +281,7 @@ def test_inputs_are_not_changed():
     assert torch.equal(edge_index, copies[0]) and torch.equal(edge_weight, copies[1])
 
 
+@pytest.mark.full
 def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch

@@ -152,6 +152,7 @@ def test_parents_that_are_no_forest_are_refused():
             cuda.root_forest_plan_cuda(without_plan(forest).parent)
 
 
+@pytest.mark.full
 def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch

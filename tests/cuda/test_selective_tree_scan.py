@@ -185,6 +185,7 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
+@pytest.mark.full
 def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch

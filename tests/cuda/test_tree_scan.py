@@ -170,6 +170,7 @@ def test_every_half_number_is_read_as_it_is(bits):
         assert h[~is_number].isnan().all()
 
 
+@pytest.mark.full
 def test_no_access_out_of_bounds():
     run_sanitized("""
 import torch
