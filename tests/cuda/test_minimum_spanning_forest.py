@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.utils import grid, to_undirected
 
@@ -103,7 +103,6 @@ def test_equals_reference_edge_for_edge(graph, weights):
 
 
 @given(graph=multigraphs(), data=st.data())
-@settings(max_examples=200)
 def test_equals_reference_on_any_multigraph(graph, data):
     edges, num_nodes = graph
     weight = st.one_of(st.sampled_from(SPECIAL_WEIGHTS), st.floats(width=32, allow_nan=False))

@@ -2,7 +2,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from groot_graph import Forest, checks, minimum_spanning_forest, root_forest
@@ -62,7 +62,6 @@ def test_equals_reference_on_kept_edges(seed):
 
 
 @given(forest=forests(max_nodes=20), root=st.sampled_from(["first", "last"]))
-@settings(max_examples=60)
 def test_equals_reference_on_any_forest(forest, root):
     edge_index, num_nodes = forest
     with cuda_kernels():
@@ -81,7 +80,6 @@ def test_same_bits_in_any_order_of_threads(preempt):
 
 
 @given(graph=multigraphs(), draw=st.randoms(use_true_random=False))
-@settings(max_examples=60)
 def test_makes_a_forest_of_anything(graph, draw):
     # On a GPU nothing is checked: cycles, self-loops and numbers out of range have to do no harm.
     edges, num_nodes = graph

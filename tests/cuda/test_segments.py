@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from groot_graph import Forest
 from groot_graph.ops.cuda import launch, plan
@@ -91,7 +91,6 @@ def test_plan_is_what_the_walks_rely_on(kind, length):
 
 
 @given(forest=forests(max_nodes=60))
-@settings(max_examples=60)
 def test_plan_of_any_forest(forest):
     edge_index, num_nodes = forest
     if num_nodes > 0:

@@ -18,7 +18,9 @@ from tests.equipment.graphs import random_graph
 
 SEEDS = range(6)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="unknown to this system")
-METHODS = [pytest.param("fork", marks=needs_fork), "spawn"]  # of starting a process
+# Of starting a process; one that is spawned imports PyTorch anew.
+METHODS = [pytest.param("fork", marks=needs_fork), "spawn"]
+PLAINLY_FORKED = [METHODS[0], pytest.param("spawn", marks=pytest.mark.full)]
 
 
 def whole_chain(seed: int) -> list[np.ndarray]:
@@ -72,6 +74,11 @@ def whose_threads(request, monkeypatch):
     return request.param
 
 
+starts_processes = pytest.mark.parametrize(
+    "whose_threads", ["team", pytest.param("pool", marks=pytest.mark.full)], indirect=True
+)
+
+
 @pytest.fixture
 def expected(whose_threads):
     """What this process computes, its threads in use."""
@@ -80,6 +87,7 @@ def expected(whose_threads):
 
 
 @needs_fork
+@starts_processes
 @pytest.mark.parametrize("worker_init", [None, use_two_threads], ids=["T1", "T2"])
 def test_in_forked_data_loader_workers(worker_init, expected):
     loader = DataLoader(
@@ -95,6 +103,7 @@ def test_in_forked_data_loader_workers(worker_init, expected):
         assert_same([result for batch in loader for result in batch], expected)
 
 
+@starts_processes
 @pytest.mark.parametrize("method", METHODS)
 def test_in_child_processes(method, expected):
     context = multiprocessing.get_context(method)
@@ -108,7 +117,8 @@ def from_several_threads(seeds) -> list[list[np.ndarray]]:
         return list(pool.map(whole_chain, seeds))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@starts_processes
+@pytest.mark.parametrize("method", PLAINLY_FORKED)
 def test_from_several_python_threads_in_child_processes(method, expected):
     context = multiprocessing.get_context(method)
     with context.Pool(2, initializer=use_two_threads) as pool:
@@ -117,6 +127,7 @@ def test_from_several_python_threads_in_child_processes(method, expected):
 
 
 @needs_fork
+@starts_processes
 def test_in_a_child_that_is_forked_while_another_thread_computes(expected):
     context, is_over = multiprocessing.get_context("fork"), threading.Event()
 
@@ -158,8 +169,9 @@ def assert_ends_well(process):
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("inner", METHODS)
-@pytest.mark.parametrize("outer", METHODS)
+@starts_processes
+@pytest.mark.parametrize("inner", PLAINLY_FORKED)
+@pytest.mark.parametrize("outer", PLAINLY_FORKED)
 def test_in_a_child_of_a_child(outer, inner, expected):
     results = multiprocessing.get_context("spawn").Queue()
     process = start_nested([outer, inner], results)
@@ -216,6 +228,7 @@ print("done")
 """
 
 
+@starts_processes
 def test_first_calls_at_once_in_a_new_process_with_an_empty_cache(tmp_path, whose_threads):
     environment = {
         **os.environ,

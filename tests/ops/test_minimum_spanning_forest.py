@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import grid, to_undirected
@@ -66,7 +66,6 @@ def weights_of(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
 @given(graph=multigraphs(), data=st.data())
-@settings(max_examples=60)
 def test_equals_kruskal_edge_for_edge(dtype, graph, data):
     edges, num_nodes = graph
     same_length = st.lists(weights_of(dtype), min_size=len(edges), max_size=len(edges))
@@ -79,7 +78,6 @@ def test_equals_kruskal_edge_for_edge(dtype, graph, data):
 
 
 @given(graph=multigraphs(max_nodes=8, max_edges=40), data=st.data())
-@settings(max_examples=200)
 def test_ties_go_to_the_lower_edge_number(graph, data):
     edges, num_nodes = graph
     few_weights = st.sampled_from(data.draw(st.sampled_from([[1.0], [-0.0, 0.0], SPECIAL_WEIGHTS])))

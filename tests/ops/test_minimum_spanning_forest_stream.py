@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, minimum_spanning_forest_stream
@@ -35,7 +35,6 @@ def assert_same(found, expected):
         assert value.equal(wanted) and value.dtype == wanted.dtype
 
 
-@settings(max_examples=200)
 @given(st.data())
 def test_any_chunks_give_the_forest_of_all_edges(data):
     edges, num_nodes = data.draw(multigraphs())

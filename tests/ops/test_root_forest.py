@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, root_forest
@@ -75,7 +75,6 @@ def draw_roots(draw, edges: list, num_nodes: int) -> list[int]:
 
 
 @given(forest=forests(max_nodes=20), draw=st.randoms(use_true_random=False))
-@settings(max_examples=200)
 def test_equals_canonical_order(forest, draw):
     edge_index, num_nodes = forest
     edges = edge_index.t().tolist()

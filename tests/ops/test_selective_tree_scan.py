@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -131,7 +131,6 @@ def brute_force_scan(inputs, parent, direction, eps=None) -> torch.Tensor:
     eps=st.sampled_from([None, EPS]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=200)
 def test_equals_brute_force_over_all_paths(forest, num_channels, state_size, names, eps, seed):
     edge_index, num_nodes = forest
     forest = root_forest(edge_index, num_nodes=num_nodes)

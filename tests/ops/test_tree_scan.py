@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -83,7 +83,6 @@ def scan_with_gradients(scan, inputs, weight, forest, direction="both") -> dict:
 
 
 @given(forest=forests(), num_channels=st.integers(0, 3), seed=st.integers(0, 2**16))
-@settings(max_examples=200)
 def test_equals_brute_force_over_all_paths(forest, num_channels, seed):
     edge_index, num_nodes = forest
     forest = root_forest(edge_index, num_nodes=num_nodes)
