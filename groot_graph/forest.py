@@ -1,5 +1,7 @@
 r"""The noun at the centre: a rooted spanning forest as tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,15 +18,11 @@ class Forest:
             :obj:`[num_nodes]`.
         parent (LongTensor): The parent of every node, and the node itself at a root, of shape
             :obj:`[num_nodes]`.
-        plan (Tensor, optional): What the scans walk along on a CUDA device, as
-            :func:`groot_graph.root_forest` makes it. It belongs to `parent`: whoever overwrites one
-            in place has to overwrite the other. Where it is missing, the scans make it from
-            `parent`. (default: :obj:`None`)
 
     Raises:
         TypeError: If an argument is not a tensor of dtype :obj:`torch.int64`.
         ValueError: If the shapes or the devices do not fit. That parents stand before their
-            children is checked by the operations that walk the forest.
+            children is checked by the operations that scan the forest.
 
     Example:
         >>> import torch
@@ -36,7 +34,7 @@ class Forest:
         tensor([0, 3])
     """
 
-    def __init__(self, order: Tensor, parent: Tensor, plan: Tensor | None = None):
+    def __init__(self, order: Tensor, parent: Tensor):
         for name, value in (("order", order), ("parent", parent)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
@@ -52,20 +50,20 @@ class Forest:
             raise ValueError(
                 f"'parent' must be on the device of 'order', {order.device}, got {parent.device}"
             )
-        self._hold(order, parent, plan)
+        self._hold(order, parent)
 
     @classmethod
-    def _of(cls, order: Tensor, parent: Tensor, plan: Tensor | None = None) -> "Forest":
+    def _of(cls, order: Tensor, parent: Tensor) -> "Forest":
         r"""The forest of tensors that are known to fit."""
         forest = cls.__new__(cls)
-        forest._hold(order, parent, plan)
+        forest._hold(order, parent)
         return forest
 
-    def _hold(self, order: Tensor, parent: Tensor, plan: Tensor | None) -> None:
+    def _hold(self, order: Tensor, parent: Tensor) -> None:
         self.order = order
         self.parent = parent
-        self.plan = plan
-        self.made_plan: tuple[tuple[int, int], Tensor] | None = None
+        # Belongs to groot_graph.ops.plan.
+        self._plan: Any = None
 
     @property
     def num_nodes(self) -> int:
@@ -89,7 +87,10 @@ class Forest:
 
     def to(self, device: "torch.device | str") -> "Forest":
         r"""The same forest on another device."""
-        return Forest._of(self.order.to(device), self.parent.to(device))
+        forest = Forest._of(self.order.to(device), self.parent.to(device))
+        # Serves as long as the tensors are the same.
+        forest._plan = self._plan
+        return forest
 
     def depth(self) -> Tensor:
         r"""The number of edges between every node and its root, a LongTensor of shape

@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from groot_graph.lasting import current_stream, is_captured, makes_plain_tensors
+
 # Of all edges that are remembered at once.
 MOST_BYTES = 64 * 2**20
 
@@ -96,38 +98,18 @@ _edges: dict[Hashable, Tensor] = {}
 
 def _remembered(make: Callable[[], Tensor], device: torch.device | None, *sizes) -> Tensor:
     r"""What was made of the same sizes before, or is made now."""
-    if not _makes_plain_tensors():
+    if not makes_plain_tensors():
         return make()
     # Not a tensor of inference mode, which autograd refuses to save.
     with torch.inference_mode(False):
         found = torch.empty(0, device=device).device
-        key = (*sizes, found, _current_stream(found))
+        key = (*sizes, found, current_stream(found))
         edges = _edges.pop(key, None)
         edges = make() if edges is None else edges
-    if not _is_captured(found):
+    if not is_captured(found):
         _edges[key] = edges
         _forget_oldest()
     return edges
-
-
-def _makes_plain_tensors() -> bool:
-    r"""Whether a tensor that is made now outlives the call: none does that a compiler, an export or
-    a mode such as that of fake tensors makes, and symbolic sizes are no keys.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    has_modes = torch._C._len_torch_dispatch_stack() > 0
-    return not has_modes and torch._C._functorch.peek_interpreter_stack() is None
-
-
-def _current_stream(device: torch.device) -> int:
-    # On another stream the edges may not be there yet.
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def _is_captured(device: torch.device) -> bool:
-    r"""Whether a tensor that is made now belongs to a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _forget_oldest() -> None:

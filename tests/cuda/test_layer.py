@@ -1,6 +1,5 @@
 """The layer over CUDA implementations, run on the CPU."""
 
-import sys
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -11,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from groot_graph import Forest, checks, minimum_spanning_forest, root_forest, tree_scan
 from groot_graph.nn import TreeSSM, TreeSSMConv
+from groot_graph.ops import plan
 from tests.equipment.graphs import make_forest, random_graph
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, seen_by, without_plan
 
@@ -91,16 +91,16 @@ def test_one_plan_serves_every_scan_of_a_forest():
     with cuda_kernels():
         mask = minimum_spanning_forest(edge_index, torch.rand(90), 40)
         forest = root_forest(edge_index, mask, 40)
-        plan = forest.plan
+        came_along = forest._plan
         TreeSSM(3)(torch.randn(40, 3), forest)
-        assert forest.plan is plan
+        assert forest._plan is came_along
         own = without_plan(forest)
         scan = torch.randn(40, 3), torch.rand(40, 3), own
         tree_scan(*scan)
-        made_for, made_plan = own.made_plan
-        assert torch.equal(made_plan, plan)
+        made = own._plan
+        assert torch.equal(made.values, came_along.values)
         tree_scan(*scan)
-        assert own.made_plan[1] is made_plan
+        assert own._plan is made
 
 
 def test_plan_follows_what_is_written_into_the_forest():
@@ -117,7 +117,6 @@ def test_plan_follows_what_is_written_into_the_forest():
 
 def test_plan_of_another_device_is_made_anew():
     forest = make_forest("random", 33)
-    assert forest.plan.numel() == 0
     x, transition = torch.randn(33, 2), torch.rand(33, 2)
     expected = tree_scan(x, transition, forest)
     with cuda_kernels():
@@ -130,7 +129,7 @@ def test_forest_seen_in_inference_mode_can_be_trained_on():
     with cuda_kernels():
         with torch.inference_mode():
             tree_scan(x, transition, forest)
-        assert forest.made_plan is None
+        assert forest._plan is None
         tree_scan(x, transition, forest).sum().backward()
     assert x.grad.isfinite().all()
 
@@ -138,14 +137,13 @@ def test_forest_seen_in_inference_mode_can_be_trained_on():
 def test_every_stream_makes_its_own_plan(monkeypatch):
     forest = without_plan(make_forest("random", 33))
     x, transition = torch.randn(33, 2), torch.rand(33, 2)
-    api = sys.modules["groot_graph.ops.root_forest.api"]
     with cuda_kernels():
         tree_scan(x, transition, forest)
-        made_for, plan = forest.made_plan
-        monkeypatch.setattr(api, "_current_stream", lambda device: 77)
+        first = forest._plan
+        monkeypatch.setattr(plan, "current_stream", lambda device: 77)
         tree_scan(x, transition, forest)
-    assert forest.made_plan[0] == (made_for[0], 77)
-    assert forest.made_plan[1] is not plan
+    assert forest._plan.stream == 77
+    assert forest._plan.values is not first.values
 
 
 def test_forest_in_any_valid_order():

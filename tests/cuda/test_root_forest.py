@@ -19,7 +19,7 @@ from tests.equipment.graphs import (
     random_graph,
     to_edge_index,
 )
-from tests.equipment.on_host import cuda_kernels, without_plan
+from tests.equipment.on_host import cuda_kernels
 
 SIZES = (1, 2, 3, 63, 257, 1025)
 
@@ -138,16 +138,16 @@ def test_plan_of_a_forest_known_by_its_parents(kind):
     expected = make_forest(kind, 700, root="last")
     with cuda_kernels():
         forest = root_forest(forest_edges(kind, 700), num_nodes=700, root="last")
-        plan = cuda.root_forest_plan_cuda(expected.parent)
+        plan = cuda.root_forest_plan_cuda(expected.order, expected.parent)
     assert torch.equal(forest.parent, expected.parent)
-    assert torch.equal(plan, forest.plan)
+    assert torch.equal(plan, forest._plan.values)
 
 
 def test_parents_that_are_no_forest_are_refused():
     for parent in ([1, 2, 0], [0, 3, 0], [0, -1, 0], [1, 0, 2]):
         forest = Forest(torch.arange(3), torch.tensor(parent))
         with cuda_kernels(), pytest.raises(ValueError, match="'forest' must"):
-            cuda.root_forest_plan_cuda(without_plan(forest).parent)
+            cuda.root_forest_plan_cuda(forest.order, forest.parent)
 
 
 @pytest.mark.full

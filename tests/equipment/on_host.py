@@ -42,7 +42,6 @@ def cuda_kernels(
         patch.object(plan, "FEW", few),
         # Short segments shrink a forest by less from level to level.
         patch.object(plan, "plan_size", roomy_plan_size),
-        patch("groot_graph.ops.root_forest.api.plan_size", roomy_plan_size),
     ):
         yield
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
 from groot_graph.ops import dispatch
 from groot_graph.ops.dtypes import operand_dtype
+from groot_graph.ops.plan import plan_of
 from tests.equipment.graphs import make_forest, random_graph
 from tests.equipment.scans import DIRECTIONS, norms, selective_operands
 
@@ -46,7 +47,7 @@ def make_operands(num_nodes, num_channels, state_size, dtype=torch.float64) -> d
 
 
 def plain(forest) -> tuple:
-    return forest.order, forest.parent, forest.plan
+    return forest.order, forest.parent, plan_of(forest)
 
 
 def whole_chain(edge_index, edge_weight, x, transition, operands, direction="both"):

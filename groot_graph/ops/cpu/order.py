@@ -3,9 +3,12 @@ r"""The order in which the CPU kernels visit a forest, and what is known of each
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numba import njit
+from torch import Tensor
 
 from groot_graph.forest import Forest
+from groot_graph.ops.plan import plan_of
 
 # What a flag says of the node at one place of the order.
 LEAF = 1  # it has no child
@@ -38,39 +41,72 @@ class PlacedForest(NamedTuple):
 
 
 def placed(forest: Forest) -> PlacedForest:
+    r"""The forest as the kernels visit it."""
+    num_bundles, bundles, above, flags = _parts(plan_of(forest), forest.num_nodes)
+    order = forest.order.contiguous().numpy()
+    return PlacedForest(order, above, flags, bundles[: num_bundles[0] + 1])
+
+
+def make_plan(order: Tensor, parent: Tensor) -> Tensor:
     r"""Checks that parents stand before their children, and prepares the forest for the kernels."""
-    order, parent = forest.order.contiguous().numpy(), forest.parent.contiguous().numpy()
-    number = np.int32 if len(order) < 2**31 else np.int64
-    place_of_node, above = np.full(len(order), -1, number), np.empty(len(order), number)
-    flags, bundles = np.full(len(order), LEAF, np.uint8), np.empty(len(order) + 1, np.int64)
-    wrong, num_bundles = _prepare(order, parent, place_of_node, above, flags, bundles)
+    num_nodes = len(order)
+    plan = torch.empty(plan_size(num_nodes), dtype=torch.int32)
+    num_bundles, bundles, above, flags = _parts(plan, num_nodes)
+    place_of_node, first_place = np.full_like(above, -1), np.empty(num_nodes + 1, np.int64)
+    nodes = order.contiguous().numpy()
+    arguments = nodes, parent.contiguous().numpy(), place_of_node, first_place
+    wrong = _prepare(*arguments, num_bundles, bundles, above, flags)
     if wrong >= 0:
         raise ValueError(
             "'forest' must hold every node once in 'order', parents before their children, "
-            f"got node {order[wrong]} at place {wrong} of {len(order)}"
+            f"got node {nodes[wrong]} at place {wrong} of {num_nodes}"
         )
-    return PlacedForest(order, above, flags, bundles[: num_bundles + 1].copy())
+    return plan
+
+
+def plan_size(num_nodes: int) -> int:
+    r"""How many numbers of 32 bits a plan takes: the bundles and how many they are, with 64 bits
+    each, then the places above, with 64 bits where 32 do not number them, then bytes of flags.
+    """
+    size_of_places = num_nodes * (1 + num_nodes // 2**31)
+    return 2 * _most_starts(num_nodes) + 2 + size_of_places + num_nodes // 4 + 1
+
+
+def _most_starts(num_nodes: int) -> int:
+    return num_nodes // NODES_PER_BUNDLE + 2
+
+
+def _parts(plan: Tensor, num_nodes: int) -> tuple[np.ndarray, ...]:
+    r"""The number of bundles, where they begin, the places above, the flags: views of the plan."""
+    words = plan.numpy()
+    begin_above = 2 * _most_starts(num_nodes) + 2
+    starts = words[:begin_above].view(np.int64)
+    number = np.dtype(np.int32 if num_nodes < 2**31 else np.int64)
+    begin_flags = begin_above + num_nodes * number.itemsize // 4
+    above = words[begin_above:begin_flags].view(number)
+    return starts[:1], starts[1:], above, words[begin_flags:].view(np.uint8)[:num_nodes]
 
 
 @njit(cache=True, nogil=True)
-def _prepare(order, parent, place_of_node, above, flags, bundles):
-    r"""Fills the arrays; returns the first wrong place, or -1, and the number of bundles."""
+def _prepare(order, parent, place_of_node, first_place, num_bundles, bundles, above, flags):
+    r"""Fills the last four arrays; returns the first wrong place, or -1."""
     num_nodes = len(order)
     num_trees = 0
     for place in range(num_nodes):
+        flags[place] = LEAF
         node = order[place]
         if node < 0 or node >= num_nodes or place_of_node[node] >= 0:
-            return place, 0
+            return place
         place_of_node[node] = place
         if parent[node] < 0 or parent[node] >= num_nodes or place_of_node[parent[node]] < 0:
-            return place, 0
+            return place
         above[place] = place_of_node[parent[node]]
         if above[place] == place:
             flags[place] |= ROOT
-            bundles[num_trees] = place
+            first_place[num_trees] = place
             num_trees += 1
         # A child of an earlier tree ties all trees since then to that one.
-        while bundles[num_trees - 1] > above[place]:
+        while first_place[num_trees - 1] > above[place]:
             num_trees -= 1
 
     for place in range(num_nodes - 1, -1, -1):
@@ -78,11 +114,11 @@ def _prepare(order, parent, place_of_node, above, flags, bundles):
             flags[place] |= LAST_CHILD * (flags[above[place]] & LEAF)
             flags[above[place]] &= ~np.uint8(LEAF)
 
-    num_bundles = 0
+    num_bundles[0] = 0
     for tree in range(num_trees):
-        start = bundles[tree]
-        if num_bundles == 0 or start - bundles[num_bundles - 1] >= NODES_PER_BUNDLE:
-            bundles[num_bundles] = start
-            num_bundles += 1
-    bundles[num_bundles] = num_nodes
-    return -1, num_bundles
+        start = first_place[tree]
+        if num_bundles[0] == 0 or start - bundles[num_bundles[0] - 1] >= NODES_PER_BUNDLE:
+            bundles[num_bundles[0]] = start
+            num_bundles[0] += 1
+    bundles[num_bundles[0]] = num_nodes
+    return -1

@@ -6,6 +6,7 @@ from groot_graph.checks import DIRECTIONS
 from groot_graph.forest import Forest
 from groot_graph.ops.cuda.launch import C_TYPES, MOST_THREADS, launch
 from groot_graph.ops.cuda.plan import levels_of
+from groot_graph.ops.plan import plan_of
 
 # Along the input so few threads that the rows of their walks up are still in the cache for those
 # down. The same on every GPU, so that sums come out the same.
@@ -41,8 +42,7 @@ class Walks:
         **macros: "str | int",
     ):
         self.operation = operation
-        assert forest.plan is not None
-        self.levels = levels_of(forest.plan, forest.num_nodes)
+        self.levels = levels_of(plan_of(forest), forest.num_nodes)
         self.width = width
         num_walks = _num_walks(width, forest.num_nodes, MOST_WALKING_THREADS)
         self.num_walks = min(num_walks, most_walks)

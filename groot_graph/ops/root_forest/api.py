@@ -1,4 +1,4 @@
-r"""Rooting: the public function, the operation behind it, and the plan of a forest."""
+r"""Rooting: the public function, and the operation behind it."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from groot_graph.checks import (
     check_tensor,
 )
 from groot_graph.forest import Forest
-from groot_graph.ops.cuda.plan import plan_size
 from groot_graph.ops.dispatch import has_cuda_kernels, implementation
+from groot_graph.ops.plan import empty_plan, with_plan
 
 
 def root_forest(
@@ -30,7 +30,7 @@ def root_forest(
 
     Nodes are ordered tree by tree, the trees by their lowest node. Inside a tree the order is depth
     first; siblings follow each other by node number, except that the child with the largest subtree
-    (of equal ones the highest node) comes last. That order is the same on every device, and a walk
+    (of equal ones the highest node) comes last. That order is the same on every device, and a pass
     along it holds :math:`O(\log N)` unfinished nodes at a time.
 
     Args:
@@ -55,7 +55,7 @@ def root_forest(
 
     Source:
         The rooted tree that Algorithm 1 of `arXiv 2406.02395 <https://arxiv.org/abs/2406.02395>`_
-        walks.
+        runs along.
 
     Example:
         >>> import torch
@@ -84,36 +84,11 @@ def trusted_root_forest(
 ) -> Forest:
     r"""Roots a forest of edges that are known to fit."""
     name, nodes = (root, None) if isinstance(root, str) else ("given", root)
-    return Forest._of(*_root_forest(edge_index, edge_mask, num_nodes, name, nodes))
-
-
-def scan_plan(forest: Forest) -> Tensor:
-    r"""What the scans walk along on the forest's device: nothing but on CUDA devices."""
-    parent = forest.parent
-    if not has_cuda_kernels(parent.device):
-        return _no_plan(parent)
-    if forest.plan is not None and forest.plan.numel() == plan_size(parent.size(0)):
-        return forest.plan
-    if not _is_lasting(parent):
-        return _scan_plan(parent)
-    # Another stream would read a plan that may not be there yet, another version an outdated one.
-    made_for = parent._version, _current_stream(parent.device)
-    if forest.made_plan is None or forest.made_plan[0] != made_for:
-        forest.made_plan = made_for, _scan_plan(parent)
-    return forest.made_plan[1]
-
-
-def _is_lasting(parent: Tensor) -> bool:
-    r"""Whether a plan that is made now may serve later calls: none may that belongs to a trace, to
-    a CUDA graph or to inference mode.
-    """
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or parent.is_inference():
-        return False
-    return parent.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
-
-
-def _current_stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    order, parent, plan = _root_forest(edge_index, edge_mask, num_nodes, name, nodes)
+    # Only the CUDA kernels find the plan on their way.
+    if has_cuda_kernels(parent.device):
+        return with_plan(order, parent, plan)
+    return Forest._of(order, parent)
 
 
 @torch.library.custom_op(
@@ -129,32 +104,15 @@ def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
     compute = implementation("root_forest", edge_index.device)
     forest = compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
     order, parent, *plan = forest
-    return order, parent, *(plan or [_no_plan(edge_index)])
+    return order, parent, *(plan or [_no_plan(parent)])
 
 
 @_root_forest.register_fake
 def _(edge_index, edge_mask, num_nodes, root, root_nodes):
     order, parent = edge_index.new_empty(num_nodes), edge_index.new_empty(num_nodes)
-    return order, parent, _empty_plan(parent)
+    plan = empty_plan(parent) if has_cuda_kernels(parent.device) else _no_plan(parent)
+    return order, parent, plan
 
 
-@torch.library.custom_op(
-    "groot_graph::scan_plan", mutates_args=(), schema="(Tensor parent) -> Tensor"
-)
-def _scan_plan(parent):
-    return implementation("root_forest", parent.device, "_plan")(parent)
-
-
-@_scan_plan.register_fake
-def _(parent):
-    return _empty_plan(parent)
-
-
-def _empty_plan(parent: Tensor) -> Tensor:
-    if not has_cuda_kernels(parent.device):
-        return _no_plan(parent)
-    return parent.new_empty(plan_size(parent.size(0)), dtype=torch.int32)
-
-
-def _no_plan(like: Tensor) -> Tensor:
-    return like.new_empty(0, dtype=torch.int32)
+def _no_plan(parent: Tensor) -> Tensor:
+    return parent.new_empty(0, dtype=torch.int32)

@@ -6,6 +6,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.checks import check_acyclic, check_node_range, check_one_root_per_tree
+from groot_graph.ops.cpu.order import make_plan, plan_size
 
 
 def root_forest_cpu(
@@ -35,6 +36,14 @@ def root_forest_cpu(
     order = np.empty(num_nodes, np.int64)
     _heavy_last_preorder(start, neighbor, parent, size, roots, order)
     return torch.from_numpy(order), torch.from_numpy(parent)
+
+
+def root_forest_plan_cpu(order: Tensor, parent: Tensor) -> Tensor:
+    return make_plan(order, parent)
+
+
+def root_forest_plan_size_cpu(num_nodes: int) -> int:
+    return plan_size(num_nodes)
 
 
 def _roots(root: "str | Tensor", walked: np.ndarray, tree_start: np.ndarray) -> np.ndarray:

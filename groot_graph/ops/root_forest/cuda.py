@@ -7,8 +7,9 @@ from torch import Tensor
 
 from groot_graph import checks
 from groot_graph.checks import check_acyclic, check_one_root_per_tree
+from groot_graph.ops.cuda import plan
 from groot_graph.ops.cuda.launch import MOST_THREADS, Argument, launch, on_current_stream
-from groot_graph.ops.cuda.plan import cut, plan_size
+from groot_graph.ops.cuda.plan import cut
 
 # Arcs are numbered with 32 bits, two for every edge.
 MOST = 2**30
@@ -54,7 +55,7 @@ def root_forest_cuda(
     _check_sizes(num_nodes, edge_index.size(1))
     order, parent, heaviest = (edge_index.new_empty(num_nodes) for _ in range(3))
     if num_nodes == 0:
-        return order, parent, edge_index.new_zeros(plan_size(0), dtype=torch.int32)
+        return order, parent, edge_index.new_zeros(plan.plan_size(0), dtype=torch.int32)
     edge_index = edge_index.contiguous()
     edge_mask = None if edge_mask is None else edge_mask.contiguous()
     nodes = Nodes(*edge_index.new_empty(len(Nodes._fields), num_nodes, dtype=torch.int32))
@@ -68,8 +69,8 @@ def root_forest_cuda(
     return order, parent, cut(nodes.node_at, nodes.above, nodes.end)
 
 
-def root_forest_plan_cuda(parent: Tensor) -> Tensor:
-    r"""The plan of a forest that is known by its parents."""
+def root_forest_plan_cuda(order: Tensor, parent: Tensor) -> Tensor:
+    r"""The plan of a forest, found from its parents alone."""
     nodes = torch.arange(parent.size(0), device=parent.device)
     is_child = parent != nodes
     roots = nodes.masked_fill(is_child, -1)
@@ -81,6 +82,10 @@ def root_forest_plan_cuda(parent: Tensor) -> Tensor:
             "'forest' must lead every node to a root by 'parent', got a cycle or a node number "
             "that is out of range"
         ) from error
+
+
+def root_forest_plan_size_cuda(num_nodes: int) -> int:
+    return plan.plan_size(num_nodes)
 
 
 def _check_sizes(num_nodes: int, num_edges: int) -> None:

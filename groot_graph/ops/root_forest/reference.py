@@ -23,6 +23,15 @@ def root_forest_reference(
     return _heavy_last_preorder(parent, levels), parent
 
 
+def root_forest_plan_reference(order: Tensor, parent: Tensor) -> Tensor:
+    r"""Nothing: the reference scans by levels."""
+    return parent.new_empty(0, dtype=torch.int32)
+
+
+def root_forest_plan_size_reference(num_nodes: int) -> int:
+    return 0
+
+
 def _lowest_node_of_tree(edge_index: Tensor, num_nodes: int) -> Tensor:
     source, target = torch.cat([edge_index, edge_index.flip(0)], dim=1)
     lowest = torch.arange(num_nodes, device=edge_index.device)

@@ -17,7 +17,7 @@ from groot_graph.checks import (
 from groot_graph.forest import Forest
 from groot_graph.ops.dispatch import implementation
 from groot_graph.ops.dtypes import computing_dtype, operand_dtype
-from groot_graph.ops.root_forest.api import scan_plan
+from groot_graph.ops.plan import plan_of, with_plan
 
 
 def selective_tree_scan(
@@ -112,7 +112,7 @@ def trusted_selective_tree_scan(
 ) -> Tensor:
     r"""The selective scan of tensors and a forest that are known to fit."""
     operands = _in_common_dtypes(u, delta, A, B, C, D, transition_delta)
-    tensors = forest.order, forest.parent, scan_plan(forest)
+    tensors = forest.order, forest.parent, plan_of(forest)
     return _selective_tree_scan(*operands, *tensors, direction, state_norm_eps).to(u.dtype)
 
 
@@ -177,7 +177,7 @@ def _selective_tree_scan(
     u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
     compute = implementation("selective_tree_scan", u.device)
-    forest = Forest._of(order, parent, plan)
+    forest = with_plan(order, parent, plan)
     return compute(u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
 
@@ -197,7 +197,7 @@ def _selective_tree_scan_backward(
     grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
     compute = implementation("selective_tree_scan", u.device, "_backward")
-    forest = Forest._of(order, parent, plan)
+    forest = with_plan(order, parent, plan)
     return compute(grad, u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
 

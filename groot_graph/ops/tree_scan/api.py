@@ -14,7 +14,7 @@ from groot_graph.checks import (
 from groot_graph.forest import Forest
 from groot_graph.ops.dispatch import has_cuda_kernels, implementation
 from groot_graph.ops.dtypes import operand_dtype
-from groot_graph.ops.root_forest.api import scan_plan
+from groot_graph.ops.plan import plan_of, with_plan
 
 
 def tree_scan(x: Tensor, transition: Tensor, forest: Forest, direction: str = "both") -> Tensor:
@@ -78,7 +78,7 @@ def trusted_tree_scan(
 ) -> Tensor:
     r"""The scan of tensors and a forest that are known to fit."""
     dtype = operand_dtype(x, transition)
-    tensors = forest.order, forest.parent, scan_plan(forest)
+    tensors = forest.order, forest.parent, plan_of(forest)
     h = _tree_scan(x.to(dtype), transition.to(dtype), *tensors, direction)
     return h.to(x.dtype)
 
@@ -91,7 +91,7 @@ def trusted_tree_scan(
 )
 def _tree_scan(x, transition, order, parent, plan, direction):
     compute = implementation("tree_scan", x.device)
-    return compute(x, transition, Forest._of(order, parent, plan), direction)
+    return compute(x, transition, with_plan(order, parent, plan), direction)
 
 
 @_tree_scan.register_fake
@@ -107,7 +107,7 @@ def _(x, transition, order, parent, plan, direction):
 )
 def _tree_scan_backward(grad, x, transition, h, order, parent, plan, direction):
     compute = implementation("tree_scan", x.device, "_backward")
-    return compute(grad, x, transition, h, Forest._of(order, parent, plan), direction)
+    return compute(grad, x, transition, h, with_plan(order, parent, plan), direction)
 
 
 @_tree_scan_backward.register_fake
