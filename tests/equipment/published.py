@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.equipment.fill import fill
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @cache

@@ -11,8 +11,10 @@ try:
 except ImportError as error:
     raise ImportError("groot_graph.models.grootv.timm needs timm: pip install timm") from error
 
+from groot_graph.models.grootv.blocks import reset_projection
 from groot_graph.models.grootv.checkpoint import convert_grootv_checkpoint
-from groot_graph.models.grootv.network import GrootV, convolve, reset_projection
+from groot_graph.models.grootv.network import GrootV
+from groot_graph.nn.grid_tree_ssm import convolve
 
 __all__ = ["TimmGrootV"]
 

@@ -27,7 +27,8 @@ except ImportError as error:
         'pip install "groot-graph[vision]"'
     ) from error
 
-from groot_graph.models.grootv.network import GrootV, GrootVBlock, GrootVStage, reset_projection
+from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, reset_projection
+from groot_graph.models.grootv.network import GrootV
 
 
 class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):

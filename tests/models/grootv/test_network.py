@@ -9,9 +9,8 @@ from groot_graph.models import (
     grootv_small,
     grootv_tiny,
 )
-from groot_graph.models.grootv.network import GrootVBlock, Stem, convolve, grid_edges
+from groot_graph.models.grootv.blocks import GrootVBlock, Stem
 from groot_graph.nn import TreeSSM
-from groot_graph.transforms import ImageToGraph
 from tests.equipment.published import published_outputs, published_weights
 
 SIZES = {  # Name: network, parameters, published GFLOPs at 224 x 224.
@@ -73,28 +72,6 @@ def test_classes_and_channels():
     model.reset_classifier(7)
     assert model.num_classes == 7
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
-
-
-def test_grid_edges_are_those_of_image_to_graph_and_built_once():
-    x = torch.zeros(3, 4, 5, 7)
-    edge_index = grid_edges(x)
-    data = ImageToGraph()(x.permute(0, 3, 1, 2))
-    pairs, wanted = (set(map(tuple, edges.t().tolist())) for edges in (edge_index, data.edge_index))
-    assert pairs == {pair for pair in wanted if pair[0] < pair[1]}
-    assert grid_edges(torch.ones(3, 4, 5, 2)) is edge_index
-    assert grid_edges(x[:2]) is not edge_index
-
-
-def test_the_edge_weights_of_slices_are_those_of_gathered_ends():
-    mixer = small().stages[0].blocks[0].mixer
-    u = torch.randn(2, 5, 4, 16)
-    edge_index = grid_edges(u)
-    gathered = torch.exp(-torch.cosine_similarity(*u.flatten(0, 2)[edge_index], dim=-1))
-    weight = mixer._edge_weight(u)
-    torch.testing.assert_close(weight, gathered)
-    nodes = u.flatten(0, 2)
-    forest = mixer.topology(nodes, edge_index, weight)
-    assert forest.parent.equal(mixer.topology(nodes, edge_index).parent)
 
 
 def test_every_parameter_gets_a_finite_gradient(images):
@@ -228,14 +205,6 @@ def test_compiles_without_a_graph_break_for_training(images):
         run(images).square().sum().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
-
-
-def test_convolve_keeps_channels_last():
-    conv = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
-    x = torch.randn(2, 7, 6, 3)
-    out = convolve(conv, x)
-    assert out.is_contiguous()
-    torch.testing.assert_close(out.permute(0, 3, 1, 2), conv(x.permute(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize(

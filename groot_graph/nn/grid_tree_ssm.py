@@ -1,0 +1,142 @@
+r"""The tree state space layer on grids, such as the pixels of images."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Conv2d, LayerNorm, Linear
+
+from groot_graph.checks import check_floating, check_positive_int, check_shape
+from groot_graph.graphs import grid_edge_index
+from groot_graph.nn.tree_ssm import TreeSSM
+from groot_graph.nn.tree_topology import TreeTopology
+
+
+class GridTreeSSM(torch.nn.Module):
+    r"""The tree state space layer from the `"GrootVL: Tree Topology is All You Need in State Space
+    Model" <https://arxiv.org/abs/2406.02395>`_ paper (Section 3.3, Figure 3), the form that
+    :class:`~groot_graph.nn.TreeSSMConv` has on a batch of grids: a depthwise convolution mixes
+    neighbors, a tree is grown over every grid, and the states pass along it.
+
+    .. math::
+        \mathbf{U}, \mathbf{Z} &= \mathbf{X} \mathbf{W}_{\mathrm{in}}, \qquad
+        \mathbf{V} = \mathrm{SiLU}(\mathrm{DWConv}(\mathbf{U}))
+
+        \mathbf{Y} &= \mathrm{TreeSSM} \left( \mathbf{V}, \mathrm{TreeTopology}(\mathbf{V}) \right)
+
+        \mathbf{X}^{\prime} &= \left( \mathrm{LayerNorm}(\mathbf{Y}) \odot \mathrm{SiLU}(\mathbf{Z})
+        \right) \mathbf{W}_{\mathrm{out}}
+
+    The candidate edges of the tree join every node to the one below and the one to its right.
+
+    Args:
+        channels (int): Size of each node's input and output.
+        expand (int, optional): The number of inner channels per channel. (default: :obj:`2`)
+        metric (str or Callable, optional): The dissimilarity the trees are grown over, see
+            :class:`~groot_graph.nn.TreeTopology`. A function gets features of shape
+            :obj:`[batch, rows, columns, channels]` here, once for the vertical and once for the
+            horizontal edges, and returns a tensor of shape :obj:`[batch, rows, columns]`.
+            (default: :obj:`"cosine"`)
+        tree (str, optional): The spanning tree to grow, :obj:`"min"`, :obj:`"max"` or
+            :obj:`"random"`. (default: :obj:`"min"`)
+        root (str, optional): The root of every tree, :obj:`"first"` (the upper left corner) or
+            :obj:`"last"`. (default: :obj:`"first"`)
+        direction (str, optional): Whom a node hears, :obj:`"both"`, :obj:`"up"` or :obj:`"down"`,
+            see :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
+
+    Shapes:
+        - **input:** features :math:`(B, H, W, F)`
+        - **output:** features :math:`(B, H, W, F)`
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a size is below one or a name is unknown.
+
+    Example:
+        >>> import torch
+        >>> from groot_graph.nn import GridTreeSSM
+        >>> layer = GridTreeSSM(16)
+        >>> layer(torch.randn(2, 8, 6, 16)).shape
+        torch.Size([2, 8, 6, 16])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        expand: int = 2,
+        metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        tree: str = "min",
+        root: str = "first",
+        direction: str = "both",
+    ):
+        check_positive_int("channels", channels)
+        check_positive_int("expand", expand)
+        super().__init__()
+        self.channels = channels
+        inner_channels = expand * channels
+        self.in_proj = Linear(channels, 2 * inner_channels, bias=False)
+        self.conv = Conv2d(
+            inner_channels, inner_channels, 3, padding=1, groups=inner_channels, bias=False
+        )
+        self.topology = TreeTopology(metric, tree, root)
+        dt_rank = math.ceil(channels / 16)
+        self.ssm = TreeSSM(inner_channels, 1, dt_rank, direction, state_norm=True)
+        self.out_norm = LayerNorm(inner_channels)
+        self.out_proj = Linear(inner_channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r"""Runs the layer.
+
+        Args:
+            x (Tensor): The features, of shape :obj:`[batch, height, width, channels]`.
+
+        Returns:
+            Tensor: The output, of the shape of `x`.
+
+        Raises:
+            TypeError: If `x` is not a floating point tensor.
+            ValueError: If its shape does not fit.
+            NotANumberError: If a tree is to be grown over features that are NaN. On a GPU this is
+                checked only under :func:`torch_geometric.set_debug`.
+        """
+        check_floating("x", x)
+        shape = (None, None, None, self.channels)
+        check_shape("x", x, shape, "[batch, height, width, channels]")
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = F.silu(convolve(self.conv, u))
+        y = self.out_norm(self.propagate(u))
+        return self.out_proj(y * F.silu(z))
+
+    def propagate(self, u: Tensor) -> Tensor:
+        r"""Grows a tree over every grid of inner features and passes the states along it."""
+        nodes = u.flatten(0, 2)
+        edge_weight = None if self.topology.tree == "random" else self._edge_weight(u)
+        forest = self.topology(nodes, grid_edges(u), edge_weight)
+        return self.ssm(nodes, forest).view(u.shape)
+
+    @torch.no_grad()
+    def _edge_weight(self, u: Tensor) -> Tensor:
+        # Slices of the grid, because gathering both ends of every edge would copy them.
+        u = self.topology.comparable(u)
+        vertical = self.topology.dissimilarity(u[:, :-1], u[:, 1:])
+        horizontal = self.topology.dissimilarity(u[:, :, :-1], u[:, :, 1:])
+        return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
+
+
+def grid_edges(x: Tensor) -> Tensor:
+    r"""The edges of a batch of grids of features :obj:`[batch, height, width, channels]`. Shared by
+    all of one size and device: copy it before changing it.
+    """
+    batch_size, height, width, _ = x.shape
+    return grid_edge_index(height, width, num_graphs=batch_size, device=x.device)
+
+
+def convolve(conv: Conv2d, x: Tensor) -> Tensor:
+    r"""A convolution over features that have their channels last."""
+    x = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_compiling():
+        # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
+        x = x.contiguous()
+    return conv(x).permute(0, 2, 3, 1).contiguous()

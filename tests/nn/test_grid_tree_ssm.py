@@ -1,0 +1,141 @@
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from groot_graph.nn import GridTreeSSM
+from groot_graph.nn.grid_tree_ssm import convolve, grid_edges
+from groot_graph.transforms import ImageToGraph
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 5, 4, 8)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 8), (1, 1, 1, 8), (3, 1, 6, 8), (0, 4, 4, 8)], ids=str)
+def test_output_has_the_shape_of_the_input(shape):
+    assert GridTreeSSM(8)(torch.randn(shape)).shape == shape
+
+
+def test_inner_channels():
+    layer = GridTreeSSM(6, expand=3)
+    assert layer.out_norm.normalized_shape == (18,)
+    assert layer(torch.randn(1, 2, 2, 6)).shape == (1, 2, 2, 6)
+
+
+def test_a_grid_does_not_depend_on_its_batch(x):
+    layer = GridTreeSSM(8)
+    assert_close(layer(x)[1:], layer(x[1:]))
+
+
+def test_every_node_hears_every_node_of_its_grid_alone(x):
+    layer = GridTreeSSM(8)
+    x.requires_grad_()
+    layer(x)[0, 0, 0].sum().backward()
+    assert x.grad[0].abs().sum(dim=-1).gt(0).all()
+    assert x.grad[1].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"metric": "euclidean"}, {"tree": "max"}, {"root": "last"}, {"direction": "down"}],
+    ids=str,
+)
+def test_options_change_the_output(option):
+    x = torch.randn(1, 6, 6, 8)
+    layer, other = GridTreeSSM(8), GridTreeSSM(8, **option)
+    other.load_state_dict(layer.state_dict())
+    assert not torch.allclose(layer(x), other(x))
+
+
+def test_random_trees_compute_no_weight(x):
+    def metric(x_i, x_j):
+        raise AssertionError("the weights of a random tree need no features")
+
+    layer = GridTreeSSM(8, metric=metric, tree="random")
+    torch.manual_seed(0)
+    out = layer(x)
+    torch.manual_seed(0)
+    assert layer(x).equal(out)
+    assert not layer(x).equal(out)
+
+
+def test_a_metric_of_ones_own_is_that_of_the_name(x):
+    layer = GridTreeSSM(8, metric="manhattan")
+    other = copy.deepcopy(layer)
+    other.topology.metric = lambda x_i, x_j: (x_i - x_j).abs().sum(dim=-1)
+    assert other(x).equal(layer(x))
+
+
+def test_hooks_run(x):
+    layer = GridTreeSSM(8)
+    seen = []
+    for name, module in layer.named_children():
+        if any(True for _ in module.parameters()):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    layer(x)
+    assert sorted(seen) == ["conv", "in_proj", "out_norm", "out_proj", "ssm"]
+
+
+def test_grid_edges_are_those_of_image_to_graph_and_built_once():
+    x = torch.zeros(3, 4, 5, 7)
+    edge_index = grid_edges(x)
+    data = ImageToGraph()(x.permute(0, 3, 1, 2))
+    pairs, wanted = (set(map(tuple, edges.t().tolist())) for edges in (edge_index, data.edge_index))
+    assert pairs == {pair for pair in wanted if pair[0] < pair[1]}
+    assert grid_edges(torch.ones(3, 4, 5, 2)) is edge_index
+    assert grid_edges(x[:2]) is not edge_index
+
+
+def test_the_edge_weights_of_slices_are_those_of_gathered_ends():
+    mixer = GridTreeSSM(8)
+    u = torch.randn(2, 5, 4, 16)
+    edge_index = grid_edges(u)
+    gathered = torch.exp(-torch.cosine_similarity(*u.flatten(0, 2)[edge_index], dim=-1))
+    weight = mixer._edge_weight(u)
+    assert_close(weight, gathered)
+    nodes = u.flatten(0, 2)
+    forest = mixer.topology(nodes, edge_index, weight)
+    assert forest.parent.equal(mixer.topology(nodes, edge_index).parent)
+
+
+def test_convolve_keeps_channels_last():
+    conv = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    x = torch.randn(2, 7, 6, 3)
+    out = convolve(conv, x)
+    assert out.is_contiguous()
+    assert_close(out.permute(0, 3, 1, 2), conv(x.permute(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    "x, error, message",
+    [
+        (torch.zeros(2, 4, 4, 7), ValueError, r"\[any, any, any, 8\], got \[2, 4, 4, 7\]"),
+        (torch.zeros(4, 4, 8), ValueError, r"'x' must have shape \[batch, height, width, channels"),
+        (torch.zeros(1, 4, 4, 8).long(), TypeError, "'x' must have a floating point dtype"),
+        ([1.0], TypeError, "'x' must be a torch.Tensor, got list"),
+    ],
+    ids=["channels", "dimensions", "dtype", "type"],
+)
+def test_features_that_do_not_fit_are_refused(x, error, message):
+    with pytest.raises(error, match=message):
+        GridTreeSSM(8)(x)
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        ({"channels": 0}, ValueError, "'channels' must be at least 1, got 0"),
+        ({"expand": 1.5}, TypeError, "'expand' must be an int, got float"),
+        ({"metric": "cosinus"}, ValueError, "'metric' must be one of"),
+        ({"tree": "mean"}, ValueError, "'tree' must be one of"),
+        ({"root": "middle"}, ValueError, "'root' must be one of"),
+        ({"direction": "left"}, ValueError, "'direction' must be one of"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        GridTreeSSM(**{"channels": 8, **kwargs})
