@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from groot_graph.checks import check_bool, check_floating, check_number, check_positive_int
 from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, Stem, reset_projection
-from groot_graph.nn.grid_tree_ssm import convolve
 
 # The sides of an image shrink by this much until the last stage.
 TOTAL_STRIDE = 32
@@ -161,12 +160,11 @@ class GrootV(nn.Module):
             TypeError: If `images` is not a floating point tensor.
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
         """
-        return self._forward_stages(images, len(self.stages))
+        return self._forward_stages(images, len(self.stages))[1:]
 
     def pool(self, features: Tensor) -> Tensor:
         r"""The last map as one vector per image, of shape :obj:`[batch, num_features]`."""
-        features = convolve(self.head_conv, features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return F.gelu(self.head_norm(features)).mean(dim=(2, 3))
+        return F.gelu(self.head_norm(self.head_conv(features))).mean(dim=(2, 3))
 
     def reset_classifier(self, num_classes: int) -> None:
         r"""Puts a new last layer, for another number of classes, in place of the old one."""
@@ -181,13 +179,14 @@ class GrootV(nn.Module):
         self.gradient_checkpointing = enable
 
     def _forward_stages(self, images: Tensor, num_stages: int) -> tuple[Tensor, ...]:
+        r"""The map of the stem, and those of the first stages."""
         self._check_images(images)
         x = self.stem(images)
-        maps = []
+        maps = [x]
         for stage in self.stages[:num_stages]:
             features, x = stage(x, self.gradient_checkpointing and self.training)
-            maps.append(features.permute(0, 3, 1, 2))
-        return tuple(maps)
+            maps.append(features)
+        return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         if num_classes == 0:

@@ -14,7 +14,6 @@ except ImportError as error:
 from groot_graph.models.grootv.blocks import reset_projection
 from groot_graph.models.grootv.checkpoint import convert_grootv_checkpoint
 from groot_graph.models.grootv.network import GrootV
-from groot_graph.nn.grid_tree_ssm import convolve
 
 __all__ = ["TimmGrootV"]
 
@@ -78,12 +77,12 @@ class TimmGrootV(GrootV):
 
     def forward_features(self, x: Tensor) -> Tensor:  # type: ignore[override]
         r"""The last map, of shape :obj:`[batch, num_features, height / 32, width / 32]`."""
-        return self._forward_stages(x, len(self.stages))[-1]
+        return super().forward_features(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         r"""The logits of the last map, or, with `pre_logits`, what the last layer would get."""
-        x = convolve(self.head_conv, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = self.head_drop(self.global_pool(self.head_act(self.head_norm(x))))
+        x = self.head_act(self.head_norm(self.head_conv(x)))
+        x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -117,7 +116,7 @@ class TimmGrootV(GrootV):
         if output_fmt != "NCHW":
             raise ValueError(f"'output_fmt' must be 'NCHW', got {output_fmt!r}")
         stages, last = feature_take_indices(len(self.stages), indices)
-        maps = self._forward_stages(x, last + 1 if stop_early else len(self.stages))
+        _, *maps = self._forward_stages(x, last + 1 if stop_early else len(self.stages))
         intermediates = [maps[stage] for stage in stages]
         return intermediates if intermediates_only else (maps[-1], intermediates)
 

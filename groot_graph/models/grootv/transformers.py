@@ -125,10 +125,8 @@ class GrootVPreTrainedModel(PreTrainedModel):
         for value, content in zip(loaded, contents, strict=True):
             value.copy_(content)
 
-    def _maps(self, pixel_values: Tensor, has_stem: bool) -> tuple[Tensor, ...]:
-        maps = self.grootv.forward_features(pixel_values)
-        # Only where it is asked for, because the stem runs a second time for its map.
-        return (self.grootv.stem(pixel_values).permute(0, 3, 1, 2), *maps) if has_stem else maps
+    def _maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return self.grootv._forward_stages(pixel_values, len(self.grootv.stages))
 
     def _has_hidden_states(self, output_hidden_states: bool | None) -> bool:
         if output_hidden_states is None:
@@ -179,7 +177,7 @@ class GrootVModel(GrootVPreTrainedModel):
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
         """
         has_hidden_states = self._has_hidden_states(output_hidden_states)
-        maps = self._maps(pixel_values, has_hidden_states)
+        maps = self._maps(pixel_values)
         return BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=maps[-1],
             pooler_output=self.grootv.pool(maps[-1]),
@@ -276,7 +274,7 @@ class GrootVForImageClassification(GrootVPreTrainedModel):
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
         """
         has_hidden_states = self._has_hidden_states(output_hidden_states)
-        maps = self._maps(pixel_values, has_hidden_states)
+        maps = self._maps(pixel_values)
         logits = self.grootv.head(self.grootv.pool(maps[-1]))
         loss = None
         if labels is not None:
@@ -335,13 +333,12 @@ class GrootVBackbone(BackboneMixin, GrootVPreTrainedModel):
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
         """
         has_hidden_states = self._has_hidden_states(output_hidden_states)
-        maps = self._maps(pixel_values, has_hidden_states or "stem" in self.out_features)
-        names = self.stage_names[-len(maps) :]
+        maps = dict(zip(self.stage_names, self._maps(pixel_values), strict=True))
         return BackboneOutput(
             feature_maps=tuple(  # type: ignore[arg-type]
-                map for name, map in zip(names, maps, strict=True) if name in self.out_features
+                features for name, features in maps.items() if name in self.out_features
             ),
-            hidden_states=maps if has_hidden_states else None,
+            hidden_states=tuple(maps.values()) if has_hidden_states else None,
         )
 
 

@@ -195,6 +195,16 @@ def test_inductor_takes_convolutions_of_any_size(images):
         torch.testing.assert_close(compiled(images), stem(images))
 
 
+def test_inductor_takes_the_head_for_any_size():
+    torch._dynamo.reset()
+    model = small().eval()
+    compiled = torch.compile(model.pool, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for sides in [(2, 3), (4, 2)]:
+            features = torch.randn(2, *sides, 64).permute(0, 3, 1, 2)
+            torch.testing.assert_close(compiled(features), model.pool(features))
+
+
 def test_compiles_without_a_graph_break_for_training(images):
     torch._dynamo.reset()
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).train()

@@ -149,7 +149,10 @@ def test_classifier_computes_what_grootv_computes(classifier, images):
 @pytest.mark.parametrize("model_class", [GrootVForImageClassification, GrootVBackbone, GrootVModel])
 def test_hidden_states_are_the_maps(model_class, images):
     model = model_class(small_config()).eval()
+    runs = []
+    model.grootv.stem.register_forward_hook(lambda *args: runs.append(args))
     stem, *maps = model(images, output_hidden_states=True).hidden_states
+    assert len(runs) == 1
     assert stem.equal(model.grootv.stem(images).permute(0, 3, 1, 2))
     for features, wanted in zip(maps, model.grootv.forward_features(images), strict=True):
         assert features.equal(wanted)
