@@ -107,8 +107,8 @@ class MLP(nn.Module):
 
 
 @torch.no_grad()
-def reset_projection(linear: nn.Linear) -> None:
+def reset_projection(linear: nn.Linear, deviation: float) -> None:
     r"""Draws the weights from a normal distribution cut off at two deviations."""
-    nn.init.trunc_normal_(linear.weight, std=0.02, a=-0.04, b=0.04)
+    nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

@@ -34,7 +34,7 @@ class TimmGrootV(GrootV):
             which goes with :obj:`num_classes=0`. (default: :obj:`"avg"`)
         drop_rate (float, optional): The dropout before the last layer. (default: :obj:`0.0`)
         **kwargs (optional): Further arguments of :class:`~groot_graph.models.GrootV`, such as
-            :obj:`drop_path_rate`.
+            :obj:`drop_path_rate` or :obj:`initializer_range`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -156,7 +156,7 @@ class TimmGrootV(GrootV):
         self.head = head
         self.head_hidden_size = self.head_in_features * self.global_pool.feat_mult()
         if num_classes > 0:
-            reset_projection(head)
+            reset_projection(head, self.initializer_range)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         r"""Which parameters form a layer, from the images on; with `coarse` a stage is one."""

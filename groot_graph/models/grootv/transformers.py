@@ -55,6 +55,8 @@ class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):
         root (str, optional): See :class:`~groot_graph.models.GrootV`. (default: :obj:`"first"`)
         direction (str, optional): See :class:`~groot_graph.models.GrootV`.
             (default: :obj:`"both"`)
+        initializer_range (float, optional): See :class:`~groot_graph.models.GrootV`.
+            (default: :obj:`0.02`)
         out_features (list of str, optional): The maps that :class:`GrootVBackbone` returns, of
             :obj:`"stem"`, :obj:`"stage1"`, :obj:`"stage2"`, :obj:`"stage3"` and :obj:`"stage4"`.
             (default: :obj:`["stage4"]`)
@@ -82,6 +84,7 @@ class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):
     tree: str = "min"
     root: str = "first"
     direction: str = "both"
+    initializer_range: float = 0.02
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -119,7 +122,7 @@ class GrootVPreTrainedModel(PreTrainedModel):
         loaded = [value for value in state if getattr(value, "_is_hf_initialized", False)]
         contents = [value.clone() for value in loaded]
         if isinstance(module, nn.Linear):
-            reset_projection(module)
+            reset_projection(module, self.config.initializer_range)
         else:
             reset()
         for value, content in zip(loaded, contents, strict=True):
@@ -355,6 +358,7 @@ def _make_grootv(config: GrootVConfig, num_classes: int) -> GrootV:
         tree=config.tree,
         root=config.root,
         direction=config.direction,
+        initializer_range=config.initializer_range,
     )
 
 
@@ -380,6 +384,7 @@ def _config_of(model: GrootV, **kwargs) -> GrootVConfig:
         "tree": topology.tree,
         "root": topology.root,
         "direction": block.mixer.ssm.direction,
+        "initializer_range": model.initializer_range,
     }
     return GrootVConfig(**{"num_labels": model.num_classes, **sizes, **kwargs})
 

@@ -95,6 +95,17 @@ def test_initial_weights():
     assert block.mlp.fc1.bias.eq(0).all()
 
 
+def test_the_deviation_of_initial_projections():
+    model, published = small(initializer_range=0.1), small()
+    for network, deviation in ((model, 0.1), (published, 0.02)):
+        for weight in (network.stages[2].blocks[0].mlp.fc1.weight, network.head.weight):
+            weight = weight.detach()
+            assert weight.std() == pytest.approx(0.88 * deviation, rel=0.1)
+            assert weight.abs().max() <= 2 * deviation
+    model.reset_classifier(7)
+    assert 0.04 < model.head.weight.abs().max() <= 0.2
+
+
 def test_the_same_seed_gives_the_same_weights_also_after_a_reset():
     torch.manual_seed(1)
     model = small()
@@ -251,6 +262,8 @@ def test_images_of_bytes_are_refused():
         ({"drop_path_rate": 1.0}, ValueError, r"'drop_path_rate' must lie in \[0, 1\), got 1.0"),
         ({"mlp_ratio": 0}, ValueError, "'mlp_ratio' must be positive and finite, got 0"),
         ({"metric": "cosinus"}, ValueError, "'metric' must be one of"),
+        ({"initializer_range": 0}, ValueError, "'initializer_range' must be positive and finite"),
+        ({"initializer_range": "0.1"}, TypeError, "'initializer_range' must be a number, got str"),
     ],
 )
 def test_bad_settings_are_refused(kwargs, error, message):

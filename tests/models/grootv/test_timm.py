@@ -102,6 +102,7 @@ def test_new_last_layers_are_drawn_as_grootv_draws_them(model):
     for head in (model.head, create(global_pool="catavgmax").head):
         assert 0 < head.weight.abs().max() <= 0.04
         assert head.bias.eq(0).all()
+    assert 0.04 < create(initializer_range=0.1).head.weight.abs().max() <= 0.2
 
 
 # Features. ----------------------------------------------------------------------------------------

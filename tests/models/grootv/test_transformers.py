@@ -88,7 +88,8 @@ def test_configuration_is_that_of_the_tiny_network_by_default():
 def test_configuration_survives_saving(tmp_path):
     config = small_config(
         num_channels=1, mlp_ratio=2.5, head_scale=0.5, drop_path_rate=0.2, metric="euclidean",
-        tree="max", root="last", direction="up", out_features=["stem", "stage3"],
+        tree="max", root="last", direction="up", initializer_range=0.1,
+        out_features=["stem", "stage3"],
         num_labels=2, id2label={0: "cat", 1: "dog"},
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -104,7 +105,7 @@ def test_configuration_survives_saving(tmp_path):
 def test_configuration_reaches_the_network():
     config = small_config(
         num_channels=1, mlp_ratio=2, head_scale=0.5, drop_path_rate=0.25, metric="manhattan",
-        tree="max", root="last", direction="down",
+        tree="max", root="last", direction="down", initializer_range=0.1,
     )  # fmt: skip
     grootv = GrootVForImageClassification(config).grootv
     block = grootv.stages[-1].blocks[-1]
@@ -114,6 +115,8 @@ def test_configuration_reaches_the_network():
     topology = block.mixer.topology
     assert (topology.metric, topology.tree, topology.root) == ("manhattan", "max", "last")
     assert block.mixer.ssm.direction == "down"
+    assert grootv.initializer_range == 0.1
+    assert 0.04 < block.mlp.fc1.weight.abs().max() <= 0.2
 
 
 @pytest.mark.parametrize(
@@ -355,6 +358,7 @@ def test_wrapping_a_network_keeps_it(tmp_path, images):
     grootv = GrootV(
         channels=44, depths=(1, 1, 1, 1), num_classes=3, mlp_ratio=1.37, head_scale=0.35,
         drop_path_rate=0.25, metric="euclidean", tree="max", root="last", direction="up",
+        initializer_range=0.05,
     ).eval()  # fmt: skip
     wrapper = GrootVForImageClassification.from_grootv(grootv, id2label={0: "a", 1: "b", 2: "c"})
     assert wrapper.grootv is grootv
@@ -364,6 +368,7 @@ def test_wrapping_a_network_keeps_it(tmp_path, images):
     assert read(images).logits.equal(grootv(images))
     assert read.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert read.config.drop_path_rate == 0.25
+    assert read.config.initializer_range == read.grootv.initializer_range == 0.05
     assert read.grootv.num_features == grootv.num_features == int(0.35 * 352)
     topology = read.grootv.stages[0].blocks[0].mixer.topology
     assert (topology.metric, topology.tree, topology.root) == ("euclidean", "max", "last")
