@@ -338,7 +338,7 @@ class GrootVBackbone(BackboneMixin, GrootVPreTrainedModel):
         has_hidden_states = self._has_hidden_states(output_hidden_states)
         maps = dict(zip(self.stage_names, self._maps(pixel_values), strict=True))
         return BackboneOutput(
-            feature_maps=tuple(  # type: ignore[arg-type]
+            feature_maps=tuple(
                 features for name, features in maps.items() if name in self.out_features
             ),
             hidden_states=tuple(maps.values()) if has_hidden_states else None,
