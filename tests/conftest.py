@@ -9,7 +9,8 @@ def pytest_configure(config):
         deadline=None,
         derandomize=True,
         max_examples=400 if config.getoption("full") else 50,
-        suppress_health_check=[HealthCheck.too_slow],
+        # A backend stays the same from example to example.
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     settings.load_profile("groot_graph")
 

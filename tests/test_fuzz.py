@@ -44,13 +44,13 @@ from groot_graph.visualization import (
     scan_of_layer,
 )
 from tests.equipment.graphs import forests, multigraphs, to_edge_index
-from tests.equipment.scans import DIRECTIONS, EPS, assert_near
+from tests.equipment.scans import DIRECTIONS, EPS, FLOATS, TOLERANCE, assert_near
 from tests.equipment.tree_ssm import line_to_root, plain_loop
 
 few = settings(max_examples=settings.default.max_examples // 10)
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-dtypes = st.sampled_from(list(TOLERANCE))
-weight_dtypes = st.sampled_from([*TOLERANCE, torch.int64, torch.int32, torch.uint8])
+NEAR = TOLERANCE["any layout"]
+dtypes = st.sampled_from(FLOATS)
+weight_dtypes = st.sampled_from([*FLOATS, torch.int64, torch.int32, torch.uint8])
 seeds = st.integers(0, 2**31)
 sizes = st.integers(0, 5)
 directions = st.sampled_from(DIRECTIONS)
@@ -176,7 +176,7 @@ def check_like_reference(data, found, operands: dict, reference, dtype):
     }
     expected = reference(**doubles)
     assert found.dtype == dtype and found.shape == expected.shape
-    assert_near("output", found, expected, TOLERANCE[dtype])
+    assert_near("output", found, expected, NEAR[dtype])
     wanted = [name for name, operand in operands.items() if operand.requires_grad]
     assert found.requires_grad == bool(wanted)
     if not wanted:
@@ -191,7 +191,7 @@ def check_like_reference(data, found, operands: dict, reference, dtype):
         expected, [doubles[name] for name in wanted], grad.double().contiguous()
     )
     for name, actual, other in zip(wanted, grads, expected_grads, strict=True):
-        assert_near(f"gradient of {name}", actual, other, 4 * TOLERANCE[dtype])
+        assert_near(f"gradient of {name}", actual, other, 4 * NEAR[dtype])
 
 
 @fuzzes("minimum_spanning_forest")
@@ -348,7 +348,7 @@ def test_tree_ssm_conv(data, seed, is_double):
     assert found.shape == (num_nodes, 3) and found.dtype == dtype
     assert transition.shape == (num_nodes, layer.inner_channels * settings["state_size"])
     same = layer(x.detach().contiguous(), edge_index.contiguous(), forest=forest)
-    assert_near("layer", found, same, TOLERANCE[dtype])
+    assert_near("layer", found, same, NEAR[dtype])
 
     found.sum().backward()
     assert (x.grad is not None) == x.requires_grad
@@ -400,7 +400,7 @@ def test_tree_ssm(data, direction, seed, state_norm, state_size):
     assert ((transition > 0) & (transition < 1)).all()
     if forest.num_nodes > 0:
         expected = plain_loop(ssm, u.detach(), forest)
-        assert_near("states", found, expected, TOLERANCE[torch.float64])
+        assert_near("states", found, expected, NEAR[torch.float64])
 
 
 @fuzzes("ImageToGraph", "PointsToGraph", "TextToGraph", "ToSpanningForest")
@@ -487,7 +487,7 @@ def test_affinity_map(data, dtype, channels, seed):
         if line[-1] == own[-1]:
             way = sorted(set(line) ^ set(own))
             expected[other] = doubles[way].prod(dim=0).mean()
-    assert_near("affinity", found, expected, TOLERANCE[dtype])
+    assert_near("affinity", found, expected, NEAR[dtype])
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

@@ -15,9 +15,8 @@ from groot_graph import (
 from groot_graph.nn import TreeSSMConv
 from tests.equipment.graphs import forest_edges, random_graph
 from tests.equipment.modules import perturbed
-from tests.equipment.scans import selective_operands
+from tests.equipment.scans import scan_operands, selective_operands, with_gradients
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # The odd sizes at which kernels go wrong.
 SIZES = (0, 1, 2, 63, 257, 3001)
 
@@ -64,26 +63,6 @@ def moved(tensors: dict, target: torch.device | torch.dtype) -> dict:
     return {name: tensor.to(target) for name, tensor in tensors.items()}
 
 
-def scan_operands(num_nodes: int, num_channels: int, dtype=torch.float32) -> dict:
-    shape = (num_nodes, num_channels)
-    operands = {
-        "x": torch.randn(shape, dtype=torch.float64),
-        "transition": torch.rand(shape, dtype=torch.float64),
-    }
-    return moved(operands, dtype)
-
-
-def with_gradients(scan, operands: dict, weight: torch.Tensor, forest: Forest, direction: str):
-    """The scan's output and every operand's gradient, by name."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in operands.items()}
-    output = scan(**leaves, forest=forest, direction=direction)
-    # The reference does not touch the transitions of roots, which may be all there are.
-    grads = torch.autograd.grad(
-        output, list(leaves.values()), weight, allow_unused=True, materialize_grads=True
-    )
-    return {"output": output.detach(), **dict(zip(leaves, grads, strict=True))}
-
-
 def chain_operands(num_nodes: int, num_channels=5, state_size=3, dtype=torch.float32) -> dict:
     """What :func:`whole_chain` takes."""
     edge_index = random_graph(num_nodes, 2 * num_nodes)
@@ -108,7 +87,7 @@ def whole_chain(operands: dict, direction: str = "both", forest: Forest | None =
         results |= {"order": forest.order, "parent": forest.parent}
     of_tree_scan = {name: operands.pop(name) for name in ("x", "transition")}
     for scan, scanned in ((tree_scan, of_tree_scan), (selective_tree_scan, operands)):
-        found = with_gradients(scan, scanned, weight, forest, direction)
+        found = with_gradients(scan, scanned, weight, forest=forest, direction=direction)
         results |= {f"{scan.__name__} {name}": value for name, value in found.items()}
     return results
 

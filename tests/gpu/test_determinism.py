@@ -5,7 +5,6 @@ import torch
 
 from groot_graph import root_forest
 from tests.equipment.gpu_cases import (
-    FLOATS,
     Layer,
     assert_same_bits,
     cached_forest_edges,
@@ -15,7 +14,7 @@ from tests.equipment.gpu_cases import (
     whole_chain,
 )
 from tests.equipment.graphs import FOREST_KINDS
-from tests.equipment.scans import directions
+from tests.equipment.scans import FLOATS, directions
 
 RUNS = 5
 

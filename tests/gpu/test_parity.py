@@ -19,7 +19,6 @@ from groot_graph import (
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.equipment.gpu_cases import (
-    FLOATS,
     LARGE_FORESTS,
     SIZES,
     Layer,
@@ -29,12 +28,19 @@ from tests.equipment.gpu_cases import (
     large_forest,
     moved,
     rings,
-    scan_operands,
     whole_chain,
-    with_gradients,
 )
 from tests.equipment.graphs import FOREST_KINDS, make_forest, random_graph
-from tests.equipment.scans import assert_near, directions, norms, selective_operands
+from tests.equipment.scans import (
+    FLOATS,
+    TOLERANCE,
+    assert_near,
+    directions,
+    norms,
+    scan_operands,
+    selective_operands,
+    with_gradients,
+)
 
 INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
@@ -42,12 +48,7 @@ INTEGERS = (
 )
 CHANNELS = (1, 3, 17, 64, 160)
 STATES = (1, 3, 16)
-TOLERANCE = {
-    torch.float64: 1e-10,
-    torch.float32: 5e-5,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1.6e-2,
-}
+NEAR = TOLERANCE["thousands of nodes"]
 # The reference takes a step of PyTorch for every level of a tree.
 MOST_FOR_REFERENCE = 300
 NO_EDGES = torch.empty(2, 0, dtype=torch.long)
@@ -174,11 +175,13 @@ def assert_scan(scan, reference, operands, edge_index, direction, device, tolera
     forest = root_forest(edge_index, num_nodes=first.size(0))
     exact_scan = reference if forest.num_nodes <= MOST_FOR_REFERENCE else scan
     exact = moved(operands, torch.float64)
-    expected = with_gradients(exact_scan, exact, weight.double(), forest, direction)
+    expected = with_gradients(
+        exact_scan, exact, weight.double(), forest=forest, direction=direction
+    )
 
     forest = root_forest(edge_index.to(device), num_nodes=first.size(0))
     on_device = moved(operands, device)
-    found = with_gradients(scan, on_device, weight.to(device), forest, direction)
+    found = with_gradients(scan, on_device, weight.to(device), forest=forest, direction=direction)
     for name, value in found.items():
         assert value.device.type == device.type
         assert value.dtype == (first if name == "output" else operands[name]).dtype
@@ -208,7 +211,7 @@ def test_tree_scan(kind, dtype, direction, device):
     for num_nodes, num_channels in itertools.product(SIZES, CHANNELS):
         edge_index = cached_forest_edges(kind, num_nodes)
         sizes = num_nodes, num_channels
-        assert_tree_scan(edge_index, *sizes, dtype, direction, device, TOLERANCE[dtype])
+        assert_tree_scan(edge_index, *sizes, dtype, direction, device, NEAR[dtype])
 
 
 # Every size, every pair of channels and states, and the large ones together.
@@ -228,7 +231,7 @@ SELECTIVE_SHAPES = [
 def test_selective_tree_scan(kind, eps, dtype, direction, device):
     for shape in SELECTIVE_SHAPES:
         edge_index = cached_forest_edges(kind, shape[0])
-        assert_selective(edge_index, shape, dtype, direction, device, TOLERANCE[dtype], eps)
+        assert_selective(edge_index, shape, dtype, direction, device, NEAR[dtype], eps)
 
 
 @directions
@@ -252,22 +255,25 @@ def test_selective_tree_scan_with_parameters_in_float32(dtype, device):
     operands |= {name: operands[name].float() for name in ("A", "D")}
     functions = selective_tree_scan, selective_tree_scan_reference
     edge_index = cached_forest_edges("several", 257)
-    assert_scan(*functions, operands, edge_index, "both", device, TOLERANCE[dtype])
+    assert_scan(*functions, operands, edge_index, "both", device, NEAR[dtype])
 
 
 @directions
 def test_strided_and_expanded_operands(direction, device):
     forest = root_forest(cached_forest_edges("random", 257).to(device), num_nodes=257)
-    operands = moved(scan_operands(257, 5), device)
+    operands = moved(scan_operands(257, 5, torch.float32), device)
     expected = tree_scan(**operands, forest=forest, direction=direction)
     columns = {name: value.t().contiguous().t() for name, value in operands.items()}
     assert not columns["x"].is_contiguous()
     assert torch.equal(tree_scan(**columns, forest=forest, direction=direction), expected)
     # The gradient of a sum is an expanded tensor.
     weight = torch.ones((), device=device).expand(257, 5)
-    found = with_gradients(tree_scan, columns, weight, forest, direction)
+    found = with_gradients(tree_scan, columns, weight, forest=forest, direction=direction)
     assert_same_bits(
-        found, with_gradients(tree_scan, operands, weight.contiguous(), forest, direction)
+        found,
+        with_gradients(
+            tree_scan, operands, weight.contiguous(), forest=forest, direction=direction
+        ),
     )
 
 
@@ -288,11 +294,11 @@ def test_forest_of_a_user_and_forest_moved(kind, direction, device):
     ):
         found = whole_chain(moved(operands, device), direction, on_device)
         for name, value in found.items():
-            assert_near(name, value.cpu(), expected[name], TOLERANCE[torch.float32])
+            assert_near(name, value.cpu(), expected[name], NEAR[torch.float32])
         back = on_device.to("cpu")
         assert torch.equal(back.parent, forest.parent)
         for name, value in whole_chain(operands, direction, back).items():
-            assert_near(name, value, expected[name], TOLERANCE[torch.float32])
+            assert_near(name, value, expected[name], NEAR[torch.float32])
 
 
 @directions
@@ -303,7 +309,7 @@ def test_whole_chain(direction, device):
     for name in ("edge_mask", "order", "parent"):
         assert torch.equal(found.pop(name).cpu(), expected[name])
     for name, value in found.items():
-        assert_near(name, value.cpu(), expected[name], TOLERANCE[torch.float32])
+        assert_near(name, value.cpu(), expected[name], NEAR[torch.float32])
 
 
 @pytest.mark.parametrize("state_norm", [True, False])
