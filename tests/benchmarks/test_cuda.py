@@ -35,6 +35,7 @@ def without_gpu(monkeypatch):
     monkeypatch.setattr(measure, "LEAD_IN_SECONDS", 0.0)
 
 
+@pytest.mark.full
 def test_smoke_run_has_every_row(without_gpu, tmp_path, capsys):
     file = tmp_path / "results.json"
     argv = ["--device", "cuda", "--smoke", "--repeats", "2", "--json", str(file)]

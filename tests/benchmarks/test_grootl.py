@@ -14,6 +14,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(grootl, "in_fresh_process", lambda function, *args: function(*args))
 
 
+@pytest.mark.full
 def test_every_part_is_measured_and_told(tmp_path, capsys):
     path = tmp_path / "results.json"
     results = main([*SMALL, "--repeats", "1", "--json", str(path)])

@@ -44,6 +44,7 @@ def test_compiled_takes_turns_with_eager(small, monkeypatch):
     assert result["samples"].keys() == result["images_per_second"].keys() == {"eager", "compiled"}
 
 
+@pytest.mark.full
 def test_memory_of_a_step_is_measured_in_a_fresh_process():
     args = grootv.parse(["--size", "64", "--batch", "2"])
     memory = grootv.peak_memory("tiny", "inference", args)

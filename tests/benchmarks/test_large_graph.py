@@ -34,6 +34,7 @@ def test_a_training_step_trains():
     assert all(step() < first for _ in range(5))
 
 
+@pytest.mark.full
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "results.json"
     results = main(["--nodes", "400", "--json", str(file)])

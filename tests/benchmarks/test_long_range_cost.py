@@ -6,6 +6,7 @@ from benchmarks.long_range_cost import cost_table, growth_table, main
 from benchmarks.peers import MODELS, OURS
 
 
+@pytest.mark.full
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "results.json"
     options = ["--task", "tree", "--distance", "2", "--nodes", "1000", "--repeats", "1"]

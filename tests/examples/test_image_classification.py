@@ -71,6 +71,7 @@ def test_digits(tmp_path, capsys):
     ]
 
 
+@pytest.mark.full
 def test_mnist5k_is_shrunk_by_the_stem():
     images, labels, classes = image_classification.load_images(
         image_classification.parse_arguments(["--dataset", "mnist5k"])
@@ -104,6 +105,7 @@ def test_a_folder_of_images(folder_run, tmp_path, capsys):
     assert content["config"]["classes"] == ["lying", "noise", "standing"]
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_bits(folder_run, tmp_path):
     for output, seed in (("a", 3), ("b", 3), ("c", 4)):
         folder_run("--epochs", 2, "--seed", seed, output=output)
@@ -298,6 +300,7 @@ def test_an_output_that_is_a_file(folder_run, tmp_path, capsys):
     assert (tmp_path / "out").read_bytes() == b"mine"
 
 
+@pytest.mark.full
 def test_the_command_line(tmp_path):
     command = [sys.executable, EXAMPLE, "--resume"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

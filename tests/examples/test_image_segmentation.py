@@ -79,6 +79,7 @@ def test_a_run(run, tmp_path, capsys):
     ]
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     results = [run("--seed", seed, output=output) for output, seed in (("a", 3), ("b", 3))]
     run("--seed", 4, output="c")
@@ -90,6 +91,7 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     assert a != c
 
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
     weights = "segmentation/model.safetensors"
     whole = run("--epochs", 3, output="whole")
@@ -140,6 +142,7 @@ def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
         assert torch.equal(trained[0].eval()(x).logits, loaded.eval()(x).logits)
 
 
+@pytest.mark.full
 def test_training_lowers_the_loss(checkpoint):
     images, masks = generate(0, 8, 32)
     torch.manual_seed(0)
@@ -355,6 +358,7 @@ def test_an_output_that_is_a_file(run, tmp_path, capsys):
     assert (tmp_path / "out").read_bytes() == b"mine"
 
 
+@pytest.mark.full
 def test_the_command_line(tmp_path):
     command = [sys.executable, EXAMPLE, "--data", "nowhere"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

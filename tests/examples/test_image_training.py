@@ -182,6 +182,7 @@ def test_the_weights_are_what_was_measured(whole, photos, name):
     assert evaluate(model, photos) == pytest.approx(checkpoint["history"][-1][key])
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_bits(train, whole, tmp_path):
     # Also with other processes reading the images.
     train(workers=2)
@@ -191,6 +192,7 @@ def test_the_same_seed_gives_the_same_bits(train, whole, tmp_path):
                     load_file(tmp_path / "other" / "model.safetensors"))  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("calls", [5, 6], ids="stopped in batch {}".format)
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     train, whole, tmp_path, monkeypatch, capsys, calls
@@ -217,6 +219,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert_same_run(tmp_path / "out", whole)
 
 
+@pytest.mark.full
 def test_accumulated_gradients_resume_as_well(train, tmp_path, monkeypatch):
     train(accumulation=2, output="whole")
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -267,6 +270,7 @@ image_training.run(sys.argv[1:])
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGKILL")
 def test_a_killed_run_goes_on_to_the_same_bits(train, photos, whole, tmp_path):
     # Settled by three steps, the kill comes while the checkpoint of step five is written.
@@ -291,6 +295,7 @@ torch.save(content, f"{sys.argv[1]}/rank{rank}.pt")
 """
 
 
+@pytest.mark.full
 def test_two_processes(photos, tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -316,6 +321,7 @@ def test_two_processes(photos, tmp_path):
     assert evaluate(model, photos) == pytest.approx(last["val_top1"])
 
 
+@pytest.mark.full
 def test_bf16(train, tmp_path):
     training = train("--mixed-precision=bf16", epochs=2)
     assert training.network.head.weight.dtype == torch.float32
@@ -341,6 +347,7 @@ def test_digits(tmp_path, capsys):
     assert "1344/1344" in printed.err  # the progress bar
 
 
+@pytest.mark.full
 def test_mnist5k():
     parts = image_training.load_images(*image_training.parse_arguments(["--dataset=mnist5k"]))
     assert [len(parts[name]) for name in ("train", "test")] == [3750, 1250]

@@ -90,6 +90,7 @@ def test_a_run(run, tmp_path, capsys):
     ]
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     results = [run("--seed", seed, output=output) for output, seed in (("a", 3), ("b", 3))]
     run("--seed", 4, output="c")
@@ -101,6 +102,7 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     assert a != c
 
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
     weights = "detection/model.safetensors"
     whole = run("--epochs", 3, output="whole")
@@ -153,6 +155,7 @@ def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
     assert torch.equal(a.pred_boxes, b.pred_boxes)
 
 
+@pytest.mark.full
 def test_training_lowers_the_loss(checkpoint):
     images, coco = object_detection.generate(8, 0, 64, seed=0)
     targets = [object_detection.make_target(coco, number) for number in range(8)]
@@ -429,6 +432,7 @@ def test_an_output_that_is_a_file(run, tmp_path, capsys):
     assert (tmp_path / "out").read_bytes() == b"mine"
 
 
+@pytest.mark.full
 def test_the_command_line(tmp_path):
     command = [sys.executable, EXAMPLE, "--images", "nowhere", "--annotations", "a.json"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -291,6 +291,7 @@ def test_long_answers_are_cut(base, data, tmp_path, capsys):
 # Interruptions. -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 # 6 steps of Mamba and 6 of GrootL, with a checkpoint after every third.
 @pytest.mark.parametrize("num_steps, num_lost", [(2, 2), (10, 1), (12, 3)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
@@ -331,6 +332,7 @@ def test_an_interruption_between_training_and_saving(run, whole, tmp_path, monke
     assert read(tmp_path / "out" / "losses.json") == read(whole / "losses.json")
 
 
+@pytest.mark.full
 def test_an_interrupted_pretraining_goes_on_to_the_same_bits(base, tmp_path, monkeypatch, data):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4)
@@ -534,6 +536,7 @@ def test_a_python_without_sources(monkeypatch, data, tmp_path, capsys):
     fails_at_once(capsys, lambda: main(options(data, tmp_path / "out")), "give a --model DIR")
 
 
+@pytest.mark.full
 def test_the_script_ends_with_code_2(tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLE, "--seeds=0"], capture_output=True, text=True, cwd=tmp_path

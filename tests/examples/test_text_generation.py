@@ -103,6 +103,7 @@ def test_a_run(run, tmp_path, capsys):
     assert "to learn from" not in printed.out and printed.err == ""
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     options = [PROMPT, "--temperature", 3]
     assert run(*options, output="a") == run(*options, output="b")
@@ -111,6 +112,7 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.full
 def test_it_learns(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(text_generation, "steps", 60)
     monkeypatch.setattr(text_generation, "hidden_size", 32)

@@ -228,6 +228,7 @@ print("done")
 """
 
 
+@pytest.mark.full
 @starts_processes
 def test_first_calls_at_once_in_a_new_process_with_an_empty_cache(tmp_path, whose_threads):
     environment = {
