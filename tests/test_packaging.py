@@ -60,6 +60,7 @@ def test_code_in_documents_prints_what_it_says(document, capsys, tmp_path, monke
         assert printed == re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE), number
 
 
+@pytest.mark.full
 def test_commands_for_several_processes_print_what_they_say(tmp_path):
     text = DOCUMENTS["docs/guides/distributed.md"]
     environment = {

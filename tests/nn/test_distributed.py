@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch_geometric.data import Batch, Data
@@ -48,6 +49,7 @@ def in_one_of_the_processes(folder):
     leave_group()
 
 
+@pytest.mark.full
 def test_gradients_of_two_processes_are_those_of_one_batch(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     finished = subprocess.run(

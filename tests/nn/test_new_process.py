@@ -42,10 +42,22 @@ def untrained_grootl():
     ("make", "make_arguments"),
     [
         (lambda: TreeSSMConv(6, 5, state_size=2), lambda: (torch.randn(5, 6), edge_index)),
-        (lambda: TreeSSM(6), lambda: (torch.randn(5, 6), root_forest(edge_index[:, [0, 1, 2, 4]]))),
-        (lambda: TreeTopology("euclidean"), lambda: (torch.randn(5, 6), edge_index)),
-        (untrained_grootv, lambda: (torch.randn(1, 3, 32, 32),)),
-        (untrained_grootl, lambda: (torch.randint(1, 20, (2, 9)),)),
+        pytest.param(
+            lambda: TreeSSM(6),
+            lambda: (torch.randn(5, 6), root_forest(edge_index[:, [0, 1, 2, 4]])),
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            lambda: TreeTopology("euclidean"),
+            lambda: (torch.randn(5, 6), edge_index),
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            untrained_grootv, lambda: (torch.randn(1, 3, 32, 32),), marks=pytest.mark.full
+        ),
+        pytest.param(
+            untrained_grootl, lambda: (torch.randint(1, 20, (2, 9)),), marks=pytest.mark.full
+        ),
     ],
     ids=["TreeSSMConv", "TreeSSM", "TreeTopology", "GrootV", "GrootL"],
 )

@@ -380,6 +380,7 @@ def test_export_for_any_number_of_nodes():
     assert_close(program.module()(x, edge_index), conv(x, edge_index))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_compile_with_inductor():
     conv, x = TreeSSMConv(5, 7, aggr=None), torch.randn(17, 5)

@@ -479,6 +479,7 @@ def test_a_saved_model_comes_back(tmp_path, model):
     assert again(input_ids).logits.equal(model(input_ids).logits)
 
 
+@pytest.mark.full
 def test_a_saved_model_is_known_in_a_new_process(tmp_path):
     grootl().save_pretrained(tmp_path)
     code = (

@@ -198,6 +198,7 @@ def test_compiles_without_a_graph_break_for_any_size():
             torch.testing.assert_close(compiled(images), model(images))
 
 
+@pytest.mark.full
 def test_inductor_takes_convolutions_of_any_size(images):
     torch._dynamo.reset()
     stem = Stem(3, 4)
