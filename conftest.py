@@ -2,12 +2,12 @@ from importlib.util import find_spec
 
 # Their doctests need what they wrap.
 collect_ignore = [
-    f"groot_graph/models/{module}.py"
-    for module, package in (
-        ("grootl/model", "transformers"),
-        ("grootv/transformers", "transformers"),
-        ("grootl/lm_eval", "lm_eval"),
-        ("grootv/timm", "timm"),
+    f"groot_graph/models/{path}"
+    for path, package in (
+        ("grootl", "transformers"),
+        ("grootv/transformers.py", "transformers"),
+        ("grootl/lm_eval.py", "lm_eval"),
+        ("grootv/timm.py", "timm"),
     )
     if find_spec(package) is None
 ]

@@ -23,7 +23,7 @@ from benchmarks.measure import (
 from benchmarks.report import machine_lines
 from benchmarks.units import quantity
 from groot_graph.models import GrootLForCausalLM
-from groot_graph.models.grootl.model import CACHE_NAME
+from groot_graph.models.grootl import CACHE_NAME
 
 # The settings of GrootL that are measured; transformers' own Mamba has the same weights.
 MODELS = {

@@ -26,7 +26,8 @@ from benchmarks.machine import describe
 from benchmarks.report import machine_lines
 from benchmarks.runs import complete, draw_scores, gains, spread
 from groot_graph import Forest
-from groot_graph.models.grootl.model import GrootLConfig, GrootLForCausalLM, GrootLMixer
+from groot_graph.models.grootl import GrootLConfig, GrootLForCausalLM, GrootLMixer
+from groot_graph.models.grootl.mixer import Operands
 from groot_graph.models.grootl.trees import ContextTree, TextLayout
 
 # The settings.
@@ -105,20 +106,10 @@ TASKS = {
 class TreeMixer(GrootLMixer):
     """Leaves out the states of the chain."""
 
-    def _scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        layout: TextLayout,
-        memory: None,
-    ) -> Tensor:
-        operands = self._nodes(u, delta, A, B, C, layout, has_readouts=False)
-        tree = self._scan_tree(operands, (delta * u).detach(), B, layout)
-        return tree.view(u.shape) + D * u
+    def _scan(self, operands: Operands, layout: TextLayout) -> Tensor:
+        v = self._tree_input(operands)
+        tree = self._scan_tree(operands.of_nodes(), v, operands.B, layout)
+        return tree + self._skip() * operands.u
 
 
 class RandomTree(ContextTree):

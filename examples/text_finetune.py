@@ -55,7 +55,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from groot_graph.models.grootl.model import IGNORED, GrootLConfig, GrootLForCausalLM
+from groot_graph.models.grootl import IGNORED, GrootLConfig, GrootLForCausalLM
 
 # The settings of the small Mamba, and of its training on the standard library.
 sources = "*.py"

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from groot_graph.models.grootl.trees import CausalTree, ContextTree
 from tests.equipment.fill import fill
-from tests.models.grootl.test_trees import LAYOUTS, inputs_of, layout_of
 
 pytest.importorskip("transformers", minversion="5.5")
 
 from transformers import MambaConfig, MambaForCausalLM  # noqa: E402
 
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
-from groot_graph.models.grootl.model import CACHE_NAME  # noqa: E402
-from groot_graph.models.grootl.trees import TextLayout  # noqa: E402
+from groot_graph.models.grootl import CACHE_NAME  # noqa: E402
+from groot_graph.models.grootl.trees import CausalTree, ContextTree, TextLayout  # noqa: E402
+from tests.models.grootl.test_trees import LAYOUTS, inputs_of, layout_of  # noqa: E402
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "grootl.npz"
 

@@ -95,11 +95,23 @@ class TextLayout:
         return is_token[:, :, None] & self.is_in_reach
 
     @cached_property
+    def edge_index_of_one(self) -> Tensor:
+        r"""Every node of one text and those at most `window` before it."""
+        return text_edge_index(self.num_nodes, self.window, device=self.start.device)
+
+    @cached_property
     def edge_index(self) -> Tensor:
         r"""Every node and those at most `window` before it, text after text."""
         return text_edge_index(
             self.num_nodes, self.window, num_graphs=self.batch_size, device=self.start.device
         )
+
+    def without_readouts(self) -> "TextLayout":
+        r"""The same texts, of which nothing is read out."""
+        return TextLayout(
+            self.start, self.stop, self.context_stop, self.num_places, self.window,
+            is_token=self.is_token,
+        )  # fmt: skip
 
     def last_tokens(self, count: int) -> tuple[Tensor, Tensor]:
         r"""The places of every text's last tokens, the very last first, and which of them it has,
@@ -126,8 +138,9 @@ def disjoint_forest(parent: Tensor) -> Forest:
     return Forest(order, (parent + order.view_as(parent)[:, :1]).flatten())
 
 
-def dissimilarity(product: Tensor, norms: Tensor) -> Tensor:
-    r"""That of the state inputs :math:`\boldsymbol\Delta \mathbf{B} \mathbf{u}` of pairs of tokens,
+def cosine_dissimilarity(product: Tensor, norms: Tensor) -> Tensor:
+    r"""The dissimilarity of the state inputs :math:`\boldsymbol\Delta \mathbf{B} \mathbf{u}` of
+    pairs of tokens,
 
     .. math::
         w_{ij} = \exp \left( - \cos(\mathbf{v}_i, \mathbf{v}_j) \, \cos(\mathbf{B}_i, \mathbf{B}_j)
@@ -145,29 +158,28 @@ def dissimilarity(product: Tensor, norms: Tensor) -> Tensor:
     return torch.exp(-similarity)
 
 
-def norm(v: Tensor, B: Tensor) -> Tensor:
-    r"""That of the state inputs, the outer products of `v` and `B`."""
+def state_input_norm(v: Tensor, B: Tensor) -> Tensor:
+    r"""The norms of state inputs, the outer products of `v` and `B`."""
     return torch.linalg.vector_norm(v, dim=-1) * torch.linalg.vector_norm(B, dim=-1)
 
 
-def product(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
-    r"""The scalar products of pairs of state inputs."""
-    # Half precision would make ties of what differs.
-    with autocast_off(v_i.device):
-        return _dot(v_i, v_j) * _dot(B_i, B_j)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.einsum("...c,...c->...", x, y)
+def state_input_product(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> Tensor:
+    r"""The scalar products of pairs of state inputs, the outer products of `v` and `B`."""
+    dot = "...c,...c->..."
+    return torch.einsum(dot, v_i, v_j) * torch.einsum(dot, B_i, B_j)
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager:
+    r"""Keeps the dtypes of what is computed inside: half precision would make ties of tokens that
+    differ.
+    """
     has_autocast = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 class TextTree(nn.Module):
-    r"""Grows trees over texts. No gradient flows through the choice.
+    r"""A kind of tree over texts: how it is grown from the tokens, how states pass along it, and
+    what the next token needs of it. No gradient flows through the choice of its edges.
 
     Args:
         window (int): How many places back a token may be joined to.
@@ -189,15 +201,80 @@ class TextTree(nn.Module):
         Returns:
             Forest: The trees over the nodes of all texts, text after text.
         """
-        weight, norms = v.new_zeros(*v.shape[:2], self.window), norm(v, B)
-        for distance in range(1, min(self.window, layout.num_places - 1) + 1):
-            products = product(v[:, :-distance], B[:, :-distance], v[:, distance:], B[:, distance:])
-            norms_of_both = norms[:, :-distance] * norms[:, distance:]
-            weight[:, distance:, distance - 1] = dissimilarity(products, norms_of_both)
+        weight = v.new_zeros(*v.shape[:2], self.window)
+        with autocast_off(v.device):
+            norm = state_input_norm(v, B)
+            for distance in range(1, min(self.window, layout.num_places - 1) + 1):
+                product = state_input_product(
+                    v[:, :-distance], B[:, :-distance], v[:, distance:], B[:, distance:]
+                )
+                norms = norm[:, :-distance] * norm[:, distance:]
+                weight[:, distance:, distance - 1] = cosine_dissimilarity(product, norms)
         return self.grow(layout.with_readouts(weight), layout)
 
     def grow(self, weight: Tensor, layout: TextLayout) -> Forest:
-        r"""Grows the trees from the dissimilarities of every node and the ones before it."""
+        r"""Grows the trees.
+
+        Args:
+            weight (Tensor): The dissimilarities of every node and those at distance 1, 2, ...,
+                `window` before it, of shape :obj:`[batch, num_nodes, window]`.
+            layout (TextLayout): Where the tokens stand.
+        """
+        raise NotImplementedError
+
+    def scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
+    ) -> Tensor:
+        r"""Passes states along the trees and reads them, as
+        :func:`groot_graph.selective_tree_scan` does.
+        """
+        raise NotImplementedError
+
+    def step_of_edge(self, delta: Tensor) -> Tensor:
+        r"""The steps whose transitions pass from every node to its parent and back.
+
+        Args:
+            delta (Tensor): The steps of all nodes, of shape :obj:`[num_nodes, channels]`.
+        """
+        raise NotImplementedError
+
+    def num_readouts(self, state_size: int) -> int:
+        r"""How many nodes it takes to read out of every text what the next token needs."""
+        raise NotImplementedError
+
+    def remember(self, chain: Tensor, tree: Tensor, scale: float) -> dict[str, Tensor]:
+        r"""What the next token needs of the states.
+
+        Args:
+            chain (Tensor): The readouts of the chain, of shape
+                :obj:`[batch, num_readouts, channels]`.
+            tree (Tensor): The readouts of the tree, of the same shape.
+            scale (float): How much of the tree's states is added to those of the chain.
+        """
+        raise NotImplementedError
+
+    def remember_tokens(self, v: Tensor, B: Tensor, layout: TextLayout) -> dict[str, Tensor]:
+        r"""What the next token needs of the tokens before it; arguments are those of
+        :meth:`forward`.
+        """
+        raise NotImplementedError
+
+    def step(
+        self, memory: dict[str, Tensor], transition: Tensor, v: Tensor, B: Tensor, scale: float
+    ) -> Tensor:
+        r"""Adds the next token of every text to its chain and its tree.
+
+        Args:
+            memory (dict): What is remembered of the texts, brought up to date in place.
+            transition (Tensor): The transitions of the token, of shape
+                :obj:`[batch, state_size, channels]`.
+            v (Tensor): Its input times its step, of shape :obj:`[batch, channels]`.
+            B (Tensor): Its input matrix, of shape :obj:`[batch, state_size]`.
+            scale (float): How much of the tree's states is added to those of the chain.
+
+        Returns:
+            Tensor: The sum of its states, of shape :obj:`[batch, state_size, channels]`.
+        """
         raise NotImplementedError
 
 
@@ -211,8 +288,7 @@ class ContextTree(TextTree):
 
     def grow(self, weight: Tensor, layout: TextLayout) -> Forest:
         weight = weight.masked_fill(~layout.is_in_context, torch.inf)
-        edge_index = text_edge_index(layout.num_nodes, self.window, device=weight.device)
-        before, token = edge_index
+        before, token = layout.edge_index_of_one
         edge_weight = weight[:, token, token - before - 1].flatten()
         num_nodes = layout.batch_size * layout.num_nodes
         edge_mask = minimum_spanning_forest(layout.edge_index, edge_weight, num_nodes)
@@ -221,24 +297,27 @@ class ContextTree(TextTree):
     def scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
     ) -> Tensor:
-        r"""Reads the tree's states, see :func:`groot_graph.selective_tree_scan`."""
-        # The edge from a token carries the transition of the next one.
-        step = delta.roll(-1, dims=0)
+        step = self.step_of_edge(delta)
         return selective_tree_scan(u, delta, A, B, C, forest, None, "up", transition_delta=step)
+
+    def step_of_edge(self, delta: Tensor) -> Tensor:
+        # The edge from a token carries the transition of the next one.
+        return delta.roll(-1, dims=0)
 
     def num_readouts(self, state_size: int) -> int:
         return state_size
 
-    def remember(
-        self, chain: Tensor, tree: Tensor, scale: float, v: Tensor, B: Tensor, layout: TextLayout
-    ) -> dict[str, Tensor]:
-        r"""What the next token needs of the readouts of chain and tree."""
+    def remember(self, chain: Tensor, tree: Tensor, scale: float) -> dict[str, Tensor]:
         return {"state": torch.add(chain, tree, alpha=scale)}
 
+    def remember_tokens(self, v: Tensor, B: Tensor, layout: TextLayout) -> dict[str, Tensor]:
+        # The next token joins the last one, whatever it is.
+        return {}
+
     def step(
-        self, memory: dict, transition: Tensor, x: Tensor, scale: float, v: Tensor, B: Tensor
+        self, memory: dict[str, Tensor], transition: Tensor, v: Tensor, B: Tensor, scale: float
     ) -> Tensor:
-        r"""The states of the next token, of shape :obj:`[batch, state_size, channels]`."""
+        x = v[:, None] * B[:, :, None]
         memory["state"] = transition * memory["state"] + (1 + scale) * x
         return memory["state"]
 
@@ -268,50 +347,52 @@ class CausalTree(TextTree):
     def scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
     ) -> Tensor:
-        r"""Reads the tree's states, see :func:`groot_graph.selective_tree_scan`."""
         return selective_tree_scan(u, delta, A, B, C, forest, None, "down")
+
+    def step_of_edge(self, delta: Tensor) -> Tensor:
+        return delta
 
     def num_readouts(self, state_size: int) -> int:
         return self.window * state_size
 
-    def remember(
-        self, chain: Tensor, tree: Tensor, scale: float, v: Tensor, B: Tensor, layout: TextLayout
-    ) -> dict[str, Tensor]:
-        r"""What the next token needs of the readouts of chain and tree."""
-        token, exists = layout.last_tokens(self.window)
+    def remember(self, chain: Tensor, tree: Tensor, scale: float) -> dict[str, Tensor]:
         # Copies, because views would keep the outputs of all tokens alive.
         states = tree.clone().unflatten(1, (self.window, -1))
+        return {"state": chain[:, : states.size(2)].clone(), "window_state": states}
+
+    def remember_tokens(self, v: Tensor, B: Tensor, layout: TextLayout) -> dict[str, Tensor]:
+        token, exists = layout.last_tokens(self.window)
         return {
-            "state": chain[:, : states.size(2)].clone(),
-            "window_state": states,
             "window_v": _take(v, token),
             "window_B": _take(B, token),
             "window_exists": exists,
         }
 
     def step(
-        self, memory: dict, transition: Tensor, x: Tensor, scale: float, v: Tensor, B: Tensor
+        self, memory: dict[str, Tensor], transition: Tensor, v: Tensor, B: Tensor, scale: float
     ) -> Tensor:
-        r"""The states of the next token, of shape :obj:`[batch, state_size, channels]`."""
-        exists, window = memory["window_exists"], (memory["window_v"], memory["window_B"])
-        v_now, B_now = v[:, None], B[:, None]
-        weight = dissimilarity(product(*window, v_now, B_now), norm(*window) * norm(v_now, B_now))
-        parent = weight.masked_fill(~exists, torch.inf).argmin(dim=1)
-        above = memory["window_state"][torch.arange(len(parent), device=parent.device), parent]
-        state = transition * above + x
+        x = v[:, None] * B[:, :, None]
+        state = transition * self._states_above(memory, v[:, None], B[:, None]) + x
         memory["state"] = transition * memory["state"] + x
-        newest = {"state": state, "v": v, "B": B, "exists": torch.ones_like(exists[:, 0])}
+        exists = torch.ones_like(memory["window_exists"][:, 0])
+        newest = {"state": state, "v": v, "B": B, "exists": exists}
         for name, value in newest.items():
             window = memory[f"window_{name}"]
             memory[f"window_{name}"] = torch.cat([value[:, None], window[:, :-1]], dim=1)
         return torch.add(memory["state"], state, alpha=scale)
+
+    def _states_above(self, memory: dict[str, Tensor], v: Tensor, B: Tensor) -> Tensor:
+        r"""The states of the most similar one of the tokens in the window."""
+        window = memory["window_v"], memory["window_B"]
+        with autocast_off(v.device):
+            norms = state_input_norm(*window) * state_input_norm(v, B)
+            weight = cosine_dissimilarity(state_input_product(*window, v, B), norms)
+        parent = weight.masked_fill(~memory["window_exists"], torch.inf).argmin(dim=1)
+        return memory["window_state"][torch.arange(len(parent), device=parent.device), parent]
 
 
 def _take(x: Tensor, place: Tensor) -> Tensor:
     return x.gather(1, place[:, :, None].expand(-1, -1, x.size(2)))
 
 
-TEXT_TREES: dict[str, type[ContextTree | CausalTree]] = {
-    "context": ContextTree,
-    "causal": CausalTree,
-}
+TEXT_TREES: dict[str, type[TextTree]] = {"context": ContextTree, "causal": CausalTree}

@@ -5,13 +5,16 @@ import pytest
 import torch
 
 from groot_graph import Forest, root_forest
-from groot_graph.models.grootl.trees import (
+
+pytest.importorskip("transformers", minversion="5.5")
+
+from groot_graph.models.grootl.trees import (  # noqa: E402
     CausalTree,
     ContextTree,
     TextLayout,
-    dissimilarity,
-    norm,
-    product,
+    cosine_dissimilarity,
+    state_input_norm,
+    state_input_product,
 )
 
 CHANNELS, STATE_SIZE = 5, 3
@@ -65,7 +68,8 @@ def parents_by_text(forest: Forest, layout: TextLayout) -> list[list[int]]:
 
 
 def dissimilarity_of(v_i, B_i, v_j, B_j) -> torch.Tensor:
-    return dissimilarity(product(v_i, B_i, v_j, B_j), norm(v_i, B_i) * norm(v_j, B_j))
+    norms = state_input_norm(v_i, B_i) * state_input_norm(v_j, B_j)
+    return cosine_dissimilarity(state_input_product(v_i, B_i, v_j, B_j), norms)
 
 
 def test_dissimilarity_is_that_of_the_outer_products():

@@ -1,0 +1,76 @@
+r"""The configuration of GrootL."""
+
+import math
+
+from transformers import AutoConfig, MambaConfig
+
+from groot_graph.checks import check_choice, check_number, check_positive_int
+from groot_graph.models.grootl.cache import CACHE_NAME
+from groot_graph.models.grootl.trees import TEXT_TREES
+
+
+class GrootLConfig(MambaConfig):
+    r"""The configuration of :class:`~groot_graph.models.GrootLForCausalLM`: that of a Mamba, and
+    of its tree.
+
+    Args:
+        tree_window (int, optional): How many tokens back a token may be joined to.
+            (default: :obj:`3`)
+        tree_scale (float, optional): How much of the tree's states is added to those of the chain;
+            :obj:`0` is exactly Mamba. (default: :obj:`0.3`)
+        tree_mode (str, optional): :obj:`"context"`, the published minimum spanning tree over the
+            context, in which a token of the context also hears later ones; or :obj:`"causal"`, in
+            which every token hears the most similar of its `tree_window` predecessors, and through
+            it that one's, and none ever hears a later one. (default: :obj:`"context"`)
+        **kwargs (optional): Arguments of :class:`transformers.MambaConfig`.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If `tree_window` is below one, `tree_scale` is not finite or `tree_mode` is
+            unknown, or if a checkpoint is read that is neither of Mamba nor of GrootL.
+
+    Example:
+        >>> from groot_graph.models.grootl import GrootLConfig
+        >>> config = GrootLConfig(hidden_size=32, num_hidden_layers=2, tree_mode="causal")
+        >>> config.tree_window, config.tree_scale
+        (3, 0.3)
+    """
+
+    model_type = "grootl"
+    keys_to_ignore_at_inference = [CACHE_NAME]
+
+    def __init__(
+        self,
+        tree_window: int = 3,
+        tree_scale: float = 0.3,
+        tree_mode: str = "context",
+        **kwargs,
+    ):
+        self.tree_window = tree_window
+        self.tree_scale = tree_scale
+        self.tree_mode = tree_mode
+        self.check_tree()
+        super().__init__(**kwargs)
+
+    def check_tree(self) -> None:
+        r"""Refuses settings of the tree that do not fit, with a TypeError or a ValueError."""
+        check_positive_int("tree_window", self.tree_window)
+        check_number("tree_scale", self.tree_scale)
+        if not math.isfinite(self.tree_scale):
+            raise ValueError(f"'tree_scale' must be finite, got {self.tree_scale}")
+        check_choice("tree_mode", self.tree_mode, tuple(TEXT_TREES))
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = config.get("model_type")
+        if found not in (MambaConfig.model_type, cls.model_type):
+            raise ValueError(
+                "'pretrained_model_name_or_path' must be a Hugging Face checkpoint of model_type "
+                f"'{MambaConfig.model_type}' or '{cls.model_type}', got {found!r} in "
+                f"'{pretrained_model_name_or_path}'"
+            )
+        return {**config, "model_type": cls.model_type}, kwargs
+
+
+AutoConfig.register(GrootLConfig.model_type, GrootLConfig)
