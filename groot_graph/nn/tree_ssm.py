@@ -170,6 +170,13 @@ class TreeSSM(torch.nn.Module):
         _, delta, A, *_ = self._operands(u)
         return (delta.unsqueeze(2) * A).exp()
 
+    def no_weight_decay(self) -> set[str]:
+        r"""The names of the parameters that an optimizer should not decay, beside biases and the
+        weights of norms: :obj:`A_log`, which zero does not make small, and :obj:`D`.
+        """
+        # By name, because a mark on a parameter does not outlive its copy.
+        return {"A_log", "D"}
+
     def _operands(self, u: Tensor) -> Operands:
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
