@@ -28,7 +28,7 @@ from groot_graph import (
 )
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 from groot_graph.models import GrootV, convert_grootv_checkpoint, load_grootv
-from groot_graph.nn import TreeSSM, TreeSSMConv, TreeTopology
+from groot_graph.nn import GridTreeSSM, TreeSSM, TreeSSMConv, TreeTopology
 from groot_graph.nn.tree_topology import METRICS
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from groot_graph.ops.root_forest.reference import root_forest_reference
@@ -516,6 +516,22 @@ def test_plots(data, height, width, seed):
             plt.close()
 
 
+@fuzzes("GridTreeSSM")
+@few
+@given(st.data(), st.integers(0, 2), st.integers(1, 9), st.integers(1, 9), seeds)
+def test_grid_tree_ssm(data, batch_size, height, width, seed):
+    torch.manual_seed(0)
+    layer = GridTreeSSM(4)
+    generator = torch.Generator().manual_seed(seed)
+    x = draw_tensor(data, (batch_size, height, width, 4), torch.float32, generator)
+    with unchanged(x):
+        found = layer(x)
+    assert found.shape == x.shape
+    assert_near("output", found, layer(x.detach().contiguous()), 2e-4)
+    found.sum().backward()
+    assert (x.grad is not None) == x.requires_grad
+
+
 @fuzzes("GrootV")
 @few
 @given(st.data(), st.integers(0, 2), st.integers(32, 70), st.integers(32, 70), seeds)
@@ -644,7 +660,7 @@ def test_grootl_generates(data, tree_mode, length, seed):
 
 
 def test_every_public_name_is_fuzzed():
-    of_fixed_size = {"grootv_tiny", "grootv_small", "grootv_base"}  # of a GrootV
+    of_fixed_size = {"grootv_micro", "grootv_tiny", "grootv_small", "grootv_base"}  # of a GrootV
     names = {name for module in MODULES for name in module.__all__}
     fuzzed = {name for names in FUZZED.values() for name in names}
     assert names - {"datasets", "nn", "transforms"} - of_fixed_size == fuzzed

@@ -3,12 +3,19 @@ r"""GrootV, the vision networks; :obj:`groot_graph.models.grootv.transformers` a
 """
 
 from groot_graph.models.grootv.checkpoint import convert_grootv_checkpoint, load_grootv
-from groot_graph.models.grootv.network import GrootV, grootv_base, grootv_small, grootv_tiny
+from groot_graph.models.grootv.network import (
+    GrootV,
+    grootv_base,
+    grootv_micro,
+    grootv_small,
+    grootv_tiny,
+)
 
 __all__ = [
     "GrootV",
     "convert_grootv_checkpoint",
     "grootv_base",
+    "grootv_micro",
     "grootv_small",
     "grootv_tiny",
     "load_grootv",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from groot_graph.checks import check_bool, check_floating, check_number, check_positive_int
 from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, Stem, reset_projection
+from groot_graph.nn.tree_ssm import TreeSSM
 
 # The sides of an image shrink by this much until the last stage.
 TOTAL_STRIDE = 32
@@ -24,7 +25,8 @@ class GrootV(nn.Module):
 
         \mathbf{X} &\leftarrow \mathbf{X} + \mathrm{MLP}(\mathrm{LayerNorm}(\mathbf{X}))
 
-    The published sizes are :func:`grootv_tiny`, :func:`grootv_small` and :func:`grootv_base`.
+    The published sizes are :func:`grootv_tiny`, :func:`grootv_small` and :func:`grootv_base`;
+    :func:`grootv_micro` is a smaller one.
 
     Args:
         channels (int, optional): The channels of the first stage, an even number; each further
@@ -184,6 +186,27 @@ class GrootV(nn.Module):
         check_bool("enable", enable)
         self.gradient_checkpointing = enable
 
+    def no_weight_decay(self) -> set[str]:
+        r"""The names of the parameters that an optimizer should not decay, beside biases and the
+        weights of norms: what :meth:`TreeSSM.no_weight_decay
+        <groot_graph.nn.TreeSSM.no_weight_decay>` names in every block.
+
+        Returns:
+            set of str: The names, as :meth:`torch.nn.Module.named_parameters` has them.
+
+        Example:
+            >>> from groot_graph.models import GrootV
+            >>> model = GrootV(channels=8, depths=(1, 1, 1, 1))
+            >>> sorted(model.no_weight_decay())[:2]
+            ['stages.0.blocks.0.mixer.ssm.A_log', 'stages.0.blocks.0.mixer.ssm.D']
+        """
+        return {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if isinstance(module, TreeSSM)
+            for name in module.no_weight_decay()
+        }
+
     def _forward_stages(self, images: Tensor, num_stages: int) -> tuple[Tensor, ...]:
         r"""The map of the stem, and those of the first stages."""
         self._check_images(images)
@@ -214,6 +237,27 @@ class GrootV(nn.Module):
                 f"'images' must be at least {TOTAL_STRIDE} x {TOTAL_STRIDE} pixels large, "
                 f"got {height} x {width}"
             )
+
+
+def grootv_micro(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> GrootV:
+    r"""A small GrootV that is not of the paper, for small images or little time: 24 channels,
+    blocks 1, 1, 2, 1, and 1.1 million parameters beside those of the last layer.
+
+    Args:
+        num_classes (int, optional): The number of classes. (default: :obj:`1000`)
+        in_channels (int, optional): The channels of an image. (default: :obj:`3`)
+        **kwargs (optional): Further arguments of :class:`GrootV`.
+
+    Returns:
+        GrootV: The network, with random weights.
+
+    Example:
+        >>> from groot_graph.models import grootv_micro
+        >>> model = grootv_micro(num_classes=10)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        1130482
+    """
+    return GrootV(24, (1, 1, 2, 1), num_classes, in_channels, **kwargs)
 
 
 def grootv_tiny(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> GrootV:

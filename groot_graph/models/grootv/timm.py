@@ -1,4 +1,6 @@
-r"""GrootV for timm: importing this module registers grootv_tiny, grootv_small and grootv_base."""
+r"""GrootV for timm: importing this module registers grootv_micro, grootv_tiny, grootv_small and
+grootv_base.
+"""
 
 from torch import Tensor, nn
 
@@ -169,11 +171,6 @@ class TimmGrootV(GrootV):
             "blocks": r"^stages\.(\d+)" if coarse else blocks,
         }
 
-    def no_weight_decay(self) -> set[str]:
-        r"""The parameters of the state space models that are no projections."""
-        names = (name for name, _ in self.named_parameters())
-        return {name for name in names if name.endswith((".A_log", ".D"))}
-
 
 def _default_cfg() -> dict:
     return {
@@ -190,7 +187,10 @@ def _default_cfg() -> dict:
 
 
 default_cfgs = generate_default_cfgs(
-    {name: _default_cfg() for name in ("grootv_tiny", "grootv_small", "grootv_base")}
+    {
+        name: _default_cfg()
+        for name in ("grootv_micro", "grootv_tiny", "grootv_small", "grootv_base")
+    }
 )
 
 
@@ -203,6 +203,15 @@ def _create_grootv(variant: str, pretrained: bool, **kwargs) -> nn.Module:
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )
+
+
+@register_model
+def grootv_micro(pretrained: bool = False, **kwargs) -> nn.Module:
+    r"""The small GrootV for :func:`timm.create_model`, see
+    :func:`groot_graph.models.grootv_micro`.
+    """
+    sizes = {"channels": 24, "depths": (1, 1, 2, 1)}
+    return _create_grootv("grootv_micro", pretrained, **{**sizes, **kwargs})
 
 
 @register_model

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -6,6 +8,7 @@ from groot_graph.models import (
     GrootV,
     convert_grootv_checkpoint,
     grootv_base,
+    grootv_micro,
     grootv_small,
     grootv_tiny,
 )
@@ -38,6 +41,13 @@ def test_parameters_and_flops_of_the_paper(network, num_parameters, giga_flops):
     # The counter takes a multiplication with an addition for two, papers for one.
     assert counter.get_total_flops() / 2e9 == pytest.approx(giga_flops, rel=0.03)
     assert torch.ops.groot_graph.tree_scan in counter.get_flop_counts()["Global"]
+
+
+def test_the_micro_network():
+    model = grootv_micro(10, in_channels=1, initializer_range=0.1)
+    assert (model.channels, model.depths) == ([24, 48, 96, 192], (1, 1, 2, 1))
+    assert model.initializer_range == 0.1
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +114,20 @@ def test_the_deviation_of_initial_projections():
             assert weight.abs().max() <= 2 * deviation
     model.reset_classifier(7)
     assert 0.04 < model.head.weight.abs().max() <= 0.2
+
+
+def test_parameters_that_do_not_decay():
+    model = copy.deepcopy(small())
+    decaying = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name not in model.no_weight_decay()
+    }
+    skipped = {name for name, _ in model.named_parameters()} - decaying
+    assert len(model.no_weight_decay()) == 2 * 5
+    assert all(name.endswith((".A_log", ".D")) for name in model.no_weight_decay())
+    assert not any(name.endswith((".A_log", ".D", ".bias")) or "norm" in name for name in decaying)
+    assert all(name.endswith((".A_log", ".D", ".bias")) or "norm" in name for name in skipped)
 
 
 def test_the_same_seed_gives_the_same_weights_also_after_a_reset():

@@ -27,7 +27,12 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay  # noqa: E4
 import groot_graph.models.grootv.timm  # noqa: E402
 from groot_graph.models.grootv.timm import TimmGrootV  # noqa: E402
 
-SIZES = {"grootv_tiny": 29_958_600, "grootv_small": 51_331_624, "grootv_base": 90_597_096}
+SIZES = {
+    "grootv_micro": 1_416_592,
+    "grootv_tiny": 29_958_600,
+    "grootv_small": 51_331_624,
+    "grootv_base": 90_597_096,
+}
 
 
 def create(**kwargs) -> TimmGrootV:
@@ -51,7 +56,12 @@ def model():
 
 
 def test_names_are_registered():
-    assert timm.list_models("grootv*") == ["grootv_base", "grootv_small", "grootv_tiny"]
+    assert timm.list_models("grootv*") == [
+        "grootv_base",
+        "grootv_micro",
+        "grootv_small",
+        "grootv_tiny",
+    ]
     assert timm.list_models("grootv*", module="timm") == timm.list_models("grootv*")
     assert timm.list_models("grootv*", pretrained=True) == []
 
