@@ -27,7 +27,9 @@ from benchmarks.report import machine_lines
 from benchmarks.runs import complete, draw_scores, gains, spread
 from groot_graph import Forest, root_forest
 from groot_graph.graphs import raster_edge_index, repeat_graph
-from groot_graph.models.grootv.network import GridTreeSSM, GrootVBlock, convolve, grid_edges
+from groot_graph.models.grootv.blocks import GrootVBlock
+from groot_graph.nn import GridTreeSSM
+from groot_graph.nn.grid_tree_ssm import convolve
 
 # The settings.
 channels = 24
@@ -44,14 +46,14 @@ held_out = 1 / 3  # drawn per class, the same images for every variant and seed
 class RasterSSM(GridTreeSSM):
     """Passes the states along the rows, read as one chain."""
 
-    def propagate(self, u: Tensor, edge_index: Tensor) -> Tensor:
+    def propagate(self, u: Tensor) -> Tensor:
         return self.ssm(u.flatten(0, 2), raster_forest(u)).view(u.shape)
 
 
 class CrossSSM(GridTreeSSM):
     """Passes the states along the rows and along the columns, each both ways: four scans."""
 
-    def propagate(self, u: Tensor, edge_index: Tensor) -> Tensor:
+    def propagate(self, u: Tensor) -> Tensor:
         rows, columns = (raster_forest(u, by_column) for by_column in (False, True))
         nodes = u.flatten(0, 2)
         return ((self.ssm(nodes, rows) + self.ssm(nodes, columns)) / 2).view(u.shape)
@@ -60,7 +62,7 @@ class CrossSSM(GridTreeSSM):
 class LocalSSM(GridTreeSSM):
     """Passes nothing: every node hears itself alone."""
 
-    def propagate(self, u: Tensor, edge_index: Tensor) -> Tensor:
+    def propagate(self, u: Tensor) -> Tensor:
         node = torch.arange(u.shape[:3].numel(), device=u.device)
         return self.ssm(u.flatten(0, 2), Forest(node, node)).view(u.shape)
 
@@ -108,9 +110,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = convolve(self.stem, images.permute(0, 2, 3, 1))
-        edge_index = grid_edges(x)
         for block in self.blocks:
-            x = block(x, edge_index)
+            x = block(x)
         return self.head(self.norm(x).mean(dim=(1, 2)))
 
 
