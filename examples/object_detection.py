@@ -19,29 +19,27 @@ import argparse
 import io
 import json
 import math
-import os
-import pickle
-import sys
 import time
-import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageDraw
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from skimage import data
-from skimage.color import gray2rgb
-from sklearn.datasets import load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from tqdm import tqdm, trange
+from tqdm import tqdm
 from transformers import RTDetrConfig, RTDetrForObjectDetection
 
+from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
 from groot_graph.models.grootv.transformers import GrootVConfig
+from images import normalize, read_image
+from scenes import Shape, make_scenes, shapes
 
 # The settings.
 channels = 16  # of the first stage of the backbone
@@ -51,7 +49,6 @@ decoder_layers = 2
 num_queries = 30  # the most objects that can be found in an image
 num_denoising = 30  # noisy boxes that the decoder learns to put right
 num_train, num_test = 2000, 200  # generated images
-most_shapes = 3  # in a generated image
 batch_size = 8
 learning_rate = 1e-3
 weight_decay = 1e-4
@@ -59,18 +56,6 @@ held_out = 1 / 4  # of the images of --images, the same ones for every --seed
 shown_score = 0.4  # boxes with a lower score are left out of the picture,
 shown_overlap = 0.6  # and those that overlap a likelier one by more
 threads = 1  # the same bits on any number of cores
-
-shapes = ("disc", "ring", "triangle", "star")
-materials = ("brick", "grass", "gravel")
-train_photographs = (
-    "astronaut", "camera", "cat", "coffee", "coins", "hubble_deep_field", "immunohistochemistry",
-    "moon", "retina",
-)  # fmt: skip
-test_photographs = ("china.jpg", "flower.jpg", "rocket")
-
-
-class UserError(Exception):
-    """Something that the user can put right: told in one line."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -90,71 +75,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--image-size must be a multiple of 32, and at least 64")
     if (args.images is None) != (args.annotations is None):
         raise UserError("--images DIR and --annotations FILE belong together")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    check_device(args.device)
     return args
 
 
 # Images: bytes [N, 3, H, W], and their boxes as COCO, whose image ids are places in that tensor. --
 
 
-def generate(num_train: int, num_test: int, size: int, seed: int) -> tuple[Tensor, COCO]:
-    """The first images are to train on; the last ones show photographs and parts of the materials
-    that the first ones do not."""
-    random = np.random.default_rng(seed)
-    train_scenes = make_scenes(train_photographs, slice(None, 256), num_train, size, random)
-    test_scenes = make_scenes(test_photographs, slice(256, None), num_test, size, random)
-    scenes = train_scenes + test_scenes
-    images = torch.from_numpy(np.stack([image for image, _ in scenes])).permute(0, 3, 1, 2)
+def annotate(scenes: list[list[Shape]], size: int) -> COCO:
     annotations = [
-        annotation | {"image_id": number}
-        for number, (_, found) in enumerate(scenes)
-        for annotation in found
+        {"image_id": number, "category_id": label, **describe(is_inside)}
+        for number, found in enumerate(scenes)
+        for label, is_inside in found
     ]
-    sizes = [(size, size)] * len(scenes)
-    return images.contiguous(), make_coco(sizes, annotations, dict(enumerate(shapes)))
-
-
-def make_scenes(
-    names: tuple[str, ...], part: slice, num_images: int, size: int, random: np.random.Generator
-) -> list[tuple[np.ndarray, list[dict]]]:
-    photographs = [Image.fromarray(read_photograph(name)) for name in names]
-    # Lighter than they are, so that a tint shows.
-    textures = [Image.fromarray(read_photograph(name)[:, part] // 2 + 128) for name in materials]
-    return [
-        paste_shapes(photographs, textures, size, random) for _ in trange(num_images, unit="image")
-    ]
-
-
-def read_photograph(name: str) -> np.ndarray:
-    pixels = load_sample_image(name) if name.endswith(".jpg") else getattr(data, name)()
-    return pixels if pixels.ndim == 3 else gray2rgb(pixels)
-
-
-def paste_shapes(
-    photographs: list[Image.Image],
-    textures: list[Image.Image],
-    size: int,
-    random: np.random.Generator,
-) -> tuple[np.ndarray, list[dict]]:
-    """One image and its annotations; a shape that would cover an earlier one is left out."""
-    image = random_crop(photographs[random.integers(len(photographs))], size, random)
-    is_taken = np.zeros((size, size), dtype=bool)
-    annotations = []
-    for _ in range(random.integers(1, most_shapes, endpoint=True)):
-        label = int(random.integers(len(shapes)))
-        cover = random_outline(shapes[label], size, random)
-        is_inside = np.asarray(cover) > 127
-        if (is_inside & is_taken).any():
-            continue
-        is_taken |= is_inside
-        texture = random_crop(textures[random.integers(len(textures))], size, random)
-        tint = Image.new("RGB", texture.size, f"hsv({random.integers(360)}, 80%, 100%)")
-        image.paste(ImageChops.multiply(texture, tint), mask=cover)
-        annotations.append({"category_id": label, **describe(is_inside)})
-    return np.asarray(image), annotations
+    return make_coco([(size, size)] * len(scenes), annotations, dict(enumerate(shapes)))
 
 
 def describe(is_inside: np.ndarray) -> dict:
@@ -165,40 +99,6 @@ def describe(is_inside: np.ndarray) -> dict:
         "area": int(coco_mask.area(code)),
         "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
     }
-
-
-def random_crop(photograph: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
-    largest = min(photograph.size)
-    side = random.integers(min(size, largest), largest, endpoint=True)
-    left, top = (random.integers(length - side, endpoint=True) for length in photograph.size)
-    box = (left, top, left + side, top + side)
-    return photograph.resize((size, size), Image.Resampling.BILINEAR, box)
-
-
-def random_outline(shape: str, size: int, random: np.random.Generator) -> Image.Image:
-    """How much of each pixel the shape covers, from 0 to 255."""
-    radius = random.uniform(0.16, 0.32) * size
-    center = complex(*random.uniform(0.1 * size, 0.9 * size, 2))
-    turn = np.exp(1j * random.uniform(0, 2 * np.pi))
-    fine = 4  # drawn on a finer grid, so that the edges are smooth
-    drawing = Image.new("L", (fine * size, fine * size))
-    for outline, value in zip(outlines[shape], (255, 0), strict=False):
-        points = fine * (center + radius * turn * outline)
-        ImageDraw.Draw(drawing).polygon(list(zip(points.real, points.imag, strict=True)), value)
-    return drawing.resize((size, size), Image.Resampling.BOX)
-
-
-def corners(number: int) -> np.ndarray:
-    return np.exp(2j * np.pi * np.arange(number) / number)
-
-
-# The second outline is a hole.
-outlines = {
-    "disc": [corners(60)],
-    "ring": [corners(60), 0.55 * corners(60)],
-    "triangle": [corners(3)],
-    "star": [corners(10) * np.tile([1.0, 0.42], 5)],
-}
 
 
 def make_coco(sizes: list[tuple[int, int]], annotations: list[dict], names: dict[int, str]) -> COCO:
@@ -222,7 +122,7 @@ def load_coco(folder: Path, file: Path, size: int) -> tuple[Tensor, COCO]:
     if len(files) < 4:
         raise UserError(f"{file}: needs 4 images, found {len(files)}")
     with tqdm(files.values(), unit="image") as bar:
-        images = [read_image(folder / name) for name in bar]
+        images = [read_image(folder / name).convert("RGB") for name in bar]
     place = {image_id: number for number, image_id in enumerate(files)}
     annotations = [a | {"image_id": place[a["image_id"]]} for a in annotations]
     small = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
@@ -261,16 +161,6 @@ def read_annotation(entry: dict, files: dict, names: dict) -> dict:
         "area": float(entry.get("area", width * height)),
         "iscrowd": int(entry.get("iscrowd", 0)),
     }
-
-
-def read_image(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: there is no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: unreadable image ({error})") from error
 
 
 def make_target(coco: COCO, number: int) -> dict[str, Tensor]:
@@ -318,10 +208,6 @@ def reset_parameters(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-def normalize(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
-
-
 def augment(images: Tensor, targets: list[dict]) -> tuple[Tensor, list[dict]]:
     """Mirrors every second image and changes brightness and contrast a little."""
     is_mirrored = torch.rand(len(images)) < 0.5
@@ -337,77 +223,14 @@ def mirror(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return target | {"boxes": torch.stack([1 - x, *others], dim=1)}
 
 
-class Checkpoint:
-    """What training depends on, written after every epoch, and read where one resumes."""
-
-    def __init__(self, path: Path, settings: dict, resume: bool):
-        self.path = path
-        self.settings = settings
-        self.resume = resume
-
-    def save(self, epochs_done: int, **parts) -> None:
-        content = {
-            "settings": self.settings,
-            "epochs_done": epochs_done,
-            "random_state": torch.get_rng_state(),
-            **{name: part.state_dict() for name, part in parts.items()},
-        }
-        # Written beside, then renamed: an interruption leaves the old checkpoint or the new one.
-        torch.save(content, self.path.with_suffix(".tmp"))
-        os.replace(self.path.with_suffix(".tmp"), self.path)
-
-    def restore(self, **parts) -> int:
-        """Puts everything back in place where one resumes; returns the epochs done."""
-        if not self.resume:
-            return 0
-        content = self._read()
-        if content["settings"] != self.settings:
-            raise UserError(
-                f"{self.path}: made with {content['settings']}, this run has {self.settings}"
-            )
-        for name, part in parts.items():
-            part.load_state_dict(content[name])
-        torch.set_rng_state(content["random_state"])
-        return content["epochs_done"]
-
-    def _read(self) -> dict:
-        if not self.path.exists():
-            raise UserError(f"{self.path}: there is no checkpoint to resume from")
-        try:
-            # torch.load does not compare checksums, so a flipped bit would go unnoticed.
-            with zipfile.ZipFile(self.path) as archive:
-                if archive.testzip() is not None:
-                    raise zipfile.BadZipFile("checksum")
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            return {"settings": None} | content
-        except (RuntimeError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: not a checkpoint, or a damaged one") from error
-
-
 def train(model, images: Tensor, targets: list[dict], epochs: int, checkpoint: Checkpoint) -> None:
+    def loss_of(batch: Tensor) -> Tensor:
+        x, y = augment(normalize(images[batch]), [targets[i] for i in batch])
+        y = [{key: value.to(model.device) for key, value in target.items()} for target in y]
+        return model(pixel_values=x.to(model.device), labels=y).loss
+
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
-    num_steps = epochs * math.ceil(len(images) / batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=num_steps, pct_start=0.1
-    )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    first_epoch = checkpoint.restore(**parts)
-    model.train()
-    steps_done = first_epoch * (num_steps // epochs)
-    with tqdm(total=num_steps, initial=steps_done, unit="step") as bar:
-        for epoch in range(first_epoch, epochs):
-            for batch in torch.randperm(len(images)).split(batch_size):
-                x, y = augment(normalize(images[batch]), [targets[i] for i in batch])
-                y = [{key: value.to(model.device) for key, value in t.items()} for t in y]
-                loss = model(pixel_values=x.to(model.device), labels=y).loss
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{loss.item():.2f}")
-                bar.update()
-            checkpoint.save(epoch + 1, **parts)
+    fit(model, optimizer, loss_of, len(images), batch_size, epochs, checkpoint)
 
 
 @torch.no_grad()
@@ -454,14 +277,9 @@ def average_precision(coco: COCO, results: list[dict], numbers: list[int]) -> tu
 
 def draw(path: Path, images: Tensor, coco: COCO, results: list[dict], numbers: list[int]) -> None:
     """Above the true boxes, below the predicted ones with their scores."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    size = {"figsize": (2.35 * len(numbers) + 0.3, 4.8), "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(numbers), squeeze=False, **size)
-    colors = plt.get_cmap("turbo")(np.linspace(0.1, 0.9, len(coco.cats)))
+    figure = Figure(figsize=(2.35 * len(numbers) + 0.3, 4.8), layout="constrained")
+    axes = figure.subplots(2, len(numbers), squeeze=False)
+    colors = colormaps["turbo"](np.linspace(0.1, 0.9, len(coco.cats)))
     names = [category["name"] for category in coco.cats.values()]
     styles = dict(zip(coco.cats, zip(names, colors, strict=True), strict=True))
     for column, number in zip(axes.T, numbers, strict=True):
@@ -474,9 +292,7 @@ def draw(path: Path, images: Tensor, coco: COCO, results: list[dict], numbers: l
                 draw_box(ax, box, *styles[box["category_id"]])
     axes[0, 0].set_ylabel("truth", fontsize=11)
     axes[1, 0].set_ylabel("prediction", fontsize=11)
-    figure.savefig(path.with_suffix(".tmp"), dpi=110, format="png")
-    plt.close(figure)
-    os.replace(path.with_suffix(".tmp"), path)
+    save_figure(figure, path)
 
 
 def without_repeats(results: list[dict]) -> list[dict]:
@@ -510,7 +326,9 @@ def draw_box(ax, annotation: dict, name: str, color: np.ndarray) -> None:
 def load(args: argparse.Namespace) -> tuple[Tensor, COCO, list[int], list[int]]:
     """Images, annotations, and the numbers of the images to train on and of those held out."""
     if args.images is None:
-        images, coco = generate(num_train, num_test, args.image_size, args.seed)
+        size = args.image_size
+        images, scenes = make_scenes(num_train, num_test, size, args.seed, may_overlap=False)
+        coco = annotate(scenes, size)
         numbers = list(range(len(images)))
         return images, coco, numbers[:num_train], numbers[num_train:]
     images, coco = load_coco(args.images, args.annotations, args.image_size)
@@ -520,7 +338,8 @@ def load(args: argparse.Namespace) -> tuple[Tensor, COCO, list[int], list[int]]:
     return images, coco, train_part, test_part
 
 
-def run(argv: list[str] | None) -> tuple[float, float]:
+@told_errors("--resume goes on after the last finished epoch")
+def main(argv: list[str] | None = None) -> tuple[float, float]:
     start = time.perf_counter()
     args = parse_arguments(argv)
     torch.set_num_threads(threads)
@@ -558,17 +377,6 @@ def run(argv: list[str] | None) -> tuple[float, float]:
     print(f"saved {folder} and {picture}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return ap, ap50
-
-
-def main(argv: list[str] | None = None) -> tuple[float, float]:
-    try:
-        return run(argv)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("\nstopped; --resume goes on after the last finished epoch", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -22,10 +22,7 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import shutil
-import sys
-import sysconfig
 import time
 import warnings
 import zipfile
@@ -34,11 +31,9 @@ from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.utils.data import random_split
 from tqdm import tqdm
@@ -46,7 +41,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -55,7 +49,19 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from common import (
+    UserError,
+    check_range,
+    check_same,
+    first_line,
+    option_of,
+    save_figure,
+    told_errors,
+    write,
+)
+from groot_graph.errors import NotANumberError
 from groot_graph.models.grootl import IGNORED, GrootLConfig, GrootLForCausalLM
+from texts import read_sources, standard_library, train_tokenizer
 
 # The settings of the small Mamba, and of its training on the standard library.
 sources = "*.py"
@@ -87,10 +93,6 @@ threads = 1  # networks this small gain little from more; real checkpoints use a
 VARIANTS = {"mamba": "Mamba + LoRA", "grootl": "GrootL + LoRA"}
 
 
-class UserError(Exception):
-    """Something that the user can put right: told in one line."""
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message} (--help lists all settings)")
@@ -109,14 +111,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(option_of(name), type=type(default), default=default, help=text)
     args = parser.parse_args(argv)
     for name, (low, high, _, _) in settings.items():
-        value = getattr(args, name)
-        if not low <= value <= high:
-            raise UserError(f"{option_of(name)} must lie from {low} to {high}, got {value}")
+        check_range(name, getattr(args, name), low, high)
     return args
-
-
-def option_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 # A small Mamba that knows Python's sources. -------------------------------------------------------
@@ -124,7 +120,9 @@ def option_of(name: str) -> str:
 
 def pretrain(folder: Path) -> None:
     """Leaves a checkpoint and its tokenizer in the folder, unless they are there."""
-    train_texts, test_texts = read_sources()
+    texts = read_sources(standard_library, sources, at_least=2)
+    test_texts = texts[::test_every]
+    train_texts = [text for number, text in enumerate(texts) if number % test_every]
     digest = hashlib.sha256("".join(train_texts + test_texts).encode()).hexdigest()
     described = {**architecture, **pretraining, "block_length": block_length, "sources": digest}
     claim(folder, described)
@@ -132,7 +130,9 @@ def pretrain(folder: Path) -> None:
         print(f"goes on from {folder}, which was made with the same settings")
         return
 
-    tokenizer = train_tokenizer(train_texts)
+    tokenizer = train_tokenizer(
+        train_texts, architecture["vocab_size"], eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
     train_set = to_blocks(train_texts, tokenizer)
     test_set = to_blocks(test_texts, tokenizer)[:num_test_blocks]
     set_seed(0)
@@ -151,31 +151,6 @@ def pretrain(folder: Path) -> None:
     (_, before), *_, (_, after) = losses["held_out"]
     print(f"held-out loss per token: {before:.3f}, after training {after:.3f}")
     print(f"saved checkpoint and tokenizer in {folder}")
-
-
-def read_sources() -> tuple[list[str], list[str]]:
-    """The texts to train on, and those held out."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(folder.glob(sources))
-    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    if len(texts) < 2:
-        raise UserError(f"{folder}: needs the sources of the standard library; give a --model DIR")
-    return [text for i, text in enumerate(texts) if i % test_every], texts[::test_every]
-
-
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    special = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=architecture["vocab_size"],
-        special_tokens=[*special.values()],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def to_blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
@@ -286,10 +261,7 @@ def fit(
     try:
         with bar:
             trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    except ValueError as error:
-        # No tree can be grown over features that are not numbers.
-        if "NaN" not in str(error):
-            raise
+    except NotANumberError as error:
         raise UserError(f"{title} diverged: try a lower --learning-rate") from error
     losses = {
         "held_out": losses_by_step(trainer.state.log_history, "eval_loss_per_token"),
@@ -300,7 +272,7 @@ def fit(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The last of all, for it tells that the training is done.
-    write(folder / "losses.json", json.dumps(losses).encode())
+    write(folder / "losses.json", json.dumps(losses))
     shutil.rmtree(checkpoints)
     return losses
 
@@ -434,16 +406,10 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 def claim(folder: Path, described: dict) -> None:
     """What is in the folder must have been made with the same settings."""
     path = folder / "settings.json"
-    if not path.exists():
-        write(path, json.dumps(described, indent=2).encode())
-        return
-    found = read_json(path)
-    for name, value in described.items():
-        if found.get(name) != value:
-            raise UserError(
-                f"{path}: made with {name} {found.get(name)}, this run has {value}; another "
-                "--output keeps both"
-            )
+    if path.exists():
+        check_same(path, read_json(path), described)
+    else:
+        write(path, json.dumps(described, indent=2))
 
 
 def read_json(path: Path):
@@ -451,13 +417,6 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not a JSON file in UTF-8 ({error})") from error
-
-
-def write(path: Path, content: bytes) -> None:
-    """Written beside, then renamed: an interruption leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_bytes(content)
-    os.replace(path.with_suffix(".tmp"), path)
 
 
 # Results. -----------------------------------------------------------------------------------------
@@ -491,12 +450,8 @@ def spread(values: list[float], form: str = ".3f") -> str:
 
 def draw(losses: dict[str, list[dict]], path: Path) -> None:
     """Both curves of both variants: the mean over the seeds, and a band of their deviation."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     for ax, part in zip(axes, ("held_out", "training"), strict=True):
         for variant, title in VARIANTS.items():
             curves = torch.tensor([of_seed[part] for of_seed in losses[variant]])
@@ -508,9 +463,7 @@ def draw(losses: dict[str, list[dict]], path: Path) -> None:
         ax.grid(alpha=0.3)
         ax.legend()
     figure.suptitle(f"mean and deviation over {len(losses['mamba'])} seeds", fontsize=10)
-    figure.savefig(path.with_suffix(".tmp"), dpi=110, format="png")
-    plt.close(figure)
-    os.replace(path.with_suffix(".tmp"), path)
+    save_figure(figure, path)
 
 
 def show_answers(
@@ -548,7 +501,8 @@ def answer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, record: dict[st
 # All of it. ---------------------------------------------------------------------------------------
 
 
-def run(argv: list[str] | None) -> dict[str, list[dict]]:
+@told_errors("--resume goes on from the last checkpoint")
+def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
     start = time.perf_counter()
     args = parse_arguments(argv)
     logging.set_verbosity_error()
@@ -572,7 +526,7 @@ def run(argv: list[str] | None) -> dict[str, list[dict]]:
         for variant in VARIANTS:
             losses[variant].append(finetune(variant, seed, source, examples, tokenizer, args))
 
-    write(args.output / "losses.json", json.dumps(losses).encode())
+    write(args.output / "losses.json", json.dumps(losses))
     draw(losses, args.output / "curve.png")
     show_answers(records, source, tokenizer, args)
     print()
@@ -609,19 +563,9 @@ def open_checkpoint(source: Path, args: argparse.Namespace) -> PreTrainedTokeniz
         load_base("grootl", source, args)
         return load_tokenizer(source)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--model {source}: no Mamba with its tokenizer ({line})") from error
-
-
-def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
-    try:
-        return run(argv)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("\nstopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise UserError(
+            f"--model {source}: no Mamba with its tokenizer ({first_line(error)})"
+        ) from error
 
 
 if __name__ == "__main__":

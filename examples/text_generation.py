@@ -13,28 +13,26 @@ Writes outputs/text_tree.png.
 """
 
 import argparse
-import os
-import shutil
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from tqdm import trange
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from common import UserError, first_line, option_of, replacing, save_figure, told_errors
 from groot_graph import Forest
 from groot_graph.models import GrootLForCausalLM
 from groot_graph.models.grootl import GrootLConfig
 from groot_graph.visualization import plot_text_tree
+from texts import read_sources, standard_library, train_tokenizer
 
 # The settings of the small network and its training.
-sources = Path(sysconfig.get_paths()["stdlib"])
+sources = standard_library
 vocab_size = 1024
 hidden_size = 128
 num_layers = 2
@@ -52,10 +50,6 @@ end = "<|endoftext|>"
 ignored = -100
 
 
-class UserError(Exception):
-    """Something that the user can put right: told in one line."""
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Goes on with a prompt, and draws its trees.")
     parser.add_argument("prompts", nargs="*", default=["def read_lines(path):"], metavar="PROMPT")
@@ -71,7 +65,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("max_new_tokens", "max_prompt_tokens", "num_beams"):
         if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+            raise UserError(f"{option_of(name)} must be at least 1")
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or more, got {args.temperature}")
     if "" in args.prompts:
@@ -92,8 +86,9 @@ def load(folder: Path, mode: str | None) -> tuple[GrootLForCausalLM, PreTrainedT
         )
         model, info = GrootLForCausalLM.from_pretrained(folder, output_loading_info=True, **given)
     except UNREADABLE as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{folder}: not a checkpoint of Mamba or GrootL ({reason})") from error
+        raise UserError(
+            f"{folder}: not a checkpoint of Mamba or GrootL ({first_line(error)})"
+        ) from error
     if info["missing_keys"]:
         raise UserError(f"{folder}: has no weights for {min(info['missing_keys'])}")
     if model.config.tree_scale == 0:
@@ -110,10 +105,12 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, Safetensor
 
 def train(folder: Path, mode: str) -> None:
     """Puts a small model into the folder that has learned how sources of Python go on."""
-    texts = read_standard_library()
+    texts = read_sources(sources, "*.py", at_least=held_out)
     test_texts = texts[::held_out]
     del texts[::held_out]
-    tokenizer = learn_tokens(texts)
+    tokenizer = train_tokenizer(
+        texts, vocab_size, eos_token=end, pad_token=end, padding_side="left"
+    )
     stream, test_stream = (
         torch.tensor(tokenizer.encode(end.join(part))) for part in (texts, test_texts)
     )
@@ -133,31 +130,9 @@ def train(folder: Path, mode: str) -> None:
     fit(model, stream)
     loss = held_out_loss(model, test_stream)
     print(f"loss on {len(test_texts)} other files: {loss:.2f} nats per token")
-    save(folder, model, tokenizer)
-
-
-def read_standard_library() -> list[str]:
-    texts = [file.read_text(encoding="utf-8") for file in sorted(sources.glob("*.py"))]
-    if len(texts) < held_out:
-        raise UserError(f"{sources}: too few files to learn from; --model DIR needs none")
-    return texts
-
-
-def learn_tokens(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte pairs, as the tokens of Mamba are."""
-    tokens = Tokenizer(models.BPE())
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[end],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokens.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokens, eos_token=end, pad_token=end, padding_side="left"
-    )
+    with replacing(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def fit(model: GrootLForCausalLM, stream: Tensor) -> None:
@@ -191,15 +166,6 @@ def held_out_loss(model: GrootLForCausalLM, stream: Tensor) -> float:
     pieces = stream.unfold(0, num_tokens, len(stream) // num_test_pieces)[:num_test_pieces]
     context_lengths = torch.full((len(pieces),), longest_context // 2)
     return float(loss_after(context_lengths, model, pieces))
-
-
-def save(folder: Path, model: GrootLForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    # Written beside, then renamed: an interruption leaves nothing that looks complete.
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    os.replace(temporary, folder)
 
 
 # Prompts: their tokens, what follows them, their trees. -------------------------------------------
@@ -261,31 +227,22 @@ def check_layers(model: GrootLForCausalLM, layers: list[int]) -> list[int]:
 
 def draw(path: Path, panels: list[tuple[str, list[str], Forest]]) -> None:
     """One below the other: a title, the words, their tree."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     num_letters = max(len("".join(words)) + len(words) for _, words, _ in panels)
     num_words = max(len(words) for _, words, _ in panels)
     width = 0.11 * num_letters if num_letters < 200 else 0.2 * num_words
-    figure, axes = plt.subplots(
-        len(panels), 1, squeeze=False, figsize=(max(width, 4), 2.2 * len(panels)),
-        layout="constrained",
-    )  # fmt: skip
+    figure = Figure(figsize=(max(width, 4), 2.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False)
     for ax, (title, words, forest) in zip(axes.flat, panels, strict=True):
         plot_text_tree(words, forest, ax=ax)
         ax.set_title(title, fontsize=10, loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".tmp"), dpi=110, format="png")
-    plt.close(figure)
-    os.replace(path.with_suffix(".tmp"), path)
+    save_figure(figure, path)
 
 
 # All of it. ---------------------------------------------------------------------------------------
 
 
-def run(argv: list[str] | None) -> list[str]:
+@told_errors()
+def main(argv: list[str] | None = None) -> list[str]:
     args = parse_arguments(argv)
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -316,16 +273,6 @@ def run(argv: list[str] | None) -> list[str]:
 def words_of(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:
     words = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in tokens]
     return [word.replace(" ", "·") for word in words]
-
-
-def main(argv: list[str] | None = None) -> list[str]:
-    try:
-        return run(argv)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

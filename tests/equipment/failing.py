@@ -13,3 +13,8 @@ def fails(capsys, run, *message) -> list[str]:
     for part in message:
         assert str(part) in line
     return before
+
+
+def fails_at_once(capsys, run, *message) -> None:
+    """It fails, and prints nothing before the error."""
+    assert fails(capsys, run, *message) == []

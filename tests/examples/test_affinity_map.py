@@ -5,7 +5,7 @@ from PIL import Image
 
 from examples.affinity_map import main
 from groot_graph.models import GrootV
-from tests.equipment.failing import fails
+from tests.equipment.failing import fails_at_once
 
 
 @pytest.fixture
@@ -91,7 +91,3 @@ def test_bad_files_are_told_in_one_line(run, capsys, tmp_path):
     small = tmp_path / "small.png"
     Image.new("RGB", (20, 50)).save(small)
     fails_at_once(capsys, lambda: run(image=small), "a side has less than 32 pixels")
-
-
-def fails_at_once(capsys, run, *message):
-    assert fails(capsys, run, *message) == []

@@ -9,22 +9,16 @@ from PIL import Image
 
 from examples import image_classification
 from examples.image_classification import main
-from tests.equipment.failing import fails
+from tests.equipment.examples import copy_images, same, save_stripes
+from tests.equipment.failing import fails_at_once
 
 EXAMPLE = Path(image_classification.__file__)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Three classes of nine images: stripes that lie, stand, and noise; in several sizes."""
     folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
-    for name in ("lying", "noise", "standing"):
-        (folder / name).mkdir()
-        for number in range(9):
-            values = random.integers(0, 256, (12, 10 + number, 3), dtype=np.uint8)
-            values[:: 2 if name == "lying" else 1, :: 2 if name == "standing" else 1] = 255
-            Image.fromarray(values).save(folder / name / f"{number}.png")
+    save_stripes(folder, 9, 16, np.random.default_rng(0))
     return folder
 
 
@@ -37,22 +31,8 @@ def folder_run(photos, tmp_path):
     return run
 
 
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def load(path):
     return torch.load(path, weights_only=True)
-
-
-def fails_at_once(capsys, run, *message):
-    assert fails(capsys, run, *message) == []
 
 
 def test_digits(tmp_path, capsys):
@@ -214,25 +194,22 @@ def test_a_checkpoint_of_another_dataset(folder_run, tmp_path, capsys):
     folder_run("--epochs", 1)
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     digits = ["--resume", "--output", str(tmp_path / "out")]
-    fails_at_once(capsys, lambda: main(digits), "dataset=folder, this run has digits")
+    fails_at_once(capsys, lambda: main(digits), "made with dataset folder, this run has digits")
     other_size = lambda: folder_run("--resume", "--image-size", 7)  # noqa: E731
-    fails_at_once(capsys, other_size, "image_shape=[3, 6, 6], this run has [3, 7, 7]")
+    fails_at_once(capsys, other_size, "made with image_shape [3, 6, 6], this run has [3, 7, 7]")
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_checkpoint_of_another_model(folder_run, monkeypatch, capsys):
     folder_run("--epochs", 1)
     monkeypatch.setattr(image_classification, "depth", 3)
-    fails_at_once(capsys, lambda: folder_run("--resume"), "depth=2, this run has 3")
+    fails_at_once(capsys, lambda: folder_run("--resume"), "made with depth 2, this run has 3")
 
 
 def copy_of(photos, tmp_path, broken_file, content):
-    for file in photos.rglob("*.png"):
-        target = tmp_path / "copy" / file.relative_to(photos)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    (tmp_path / "copy" / broken_file).write_bytes(content)
-    return tmp_path / "copy"
+    copy = copy_images(photos, tmp_path / "copy")
+    (copy / broken_file).write_bytes(content)
+    return copy
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"], ids=["empty", "text"])

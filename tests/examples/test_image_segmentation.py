@@ -1,7 +1,4 @@
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,20 +6,17 @@ import torch
 from PIL import Image
 from transformers import UperNetForSemanticSegmentation
 
+import scenes
+from common import Checkpoint
 from examples import image_segmentation
 from examples.image_segmentation import class_ious, main, mean_iou
+from tests.equipment.examples import SEGMENTATION, set_all
 from tests.equipment.failing import fails
-
-EXAMPLE = Path(image_segmentation.__file__)
 
 
 @pytest.fixture(autouse=True)
 def small_settings(monkeypatch):
-    monkeypatch.setattr(image_segmentation, "channels", 8)
-    monkeypatch.setattr(image_segmentation, "depths", (1, 1, 1, 1))
-    monkeypatch.setattr(image_segmentation, "head_channels", 8)
-    monkeypatch.setattr(image_segmentation, "num_train", 10)
-    monkeypatch.setattr(image_segmentation, "num_test", 4)
+    set_all(monkeypatch, image_segmentation, SEGMENTATION)
 
 
 @pytest.fixture
@@ -50,15 +44,14 @@ def folder(tmp_path):
     return folder
 
 
-def generate(seed, num_images=20, size=48):
-    random = np.random.default_rng(seed)
-    names = image_segmentation.test_photographs
-    return image_segmentation.generate(names, slice(256, None), num_images, size, random)
+def generate(num_images, size):
+    images, found = scenes.make_scenes(0, num_images, size, seed=0, may_overlap=True)
+    return images, image_segmentation.make_masks(found, size)
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    return image_segmentation.Checkpoint(tmp_path / "segmentation.pt", {}, resume=False)
+    return Checkpoint(tmp_path / "segmentation.pt", {}, resume=False)
 
 
 def test_a_run(run, tmp_path, capsys):
@@ -77,52 +70,6 @@ def test_a_run(run, tmp_path, capsys):
         "segmentation",
         "segmentation.png",
     ]
-
-
-@pytest.mark.full
-def test_the_same_seed_gives_the_same_bits(run, tmp_path):
-    results = [run("--seed", seed, output=output) for output, seed in (("a", 3), ("b", 3))]
-    run("--seed", 4, output="c")
-    a, b, c = (
-        (tmp_path / output / "segmentation" / "model.safetensors").read_bytes() for output in "abc"
-    )
-    assert results[0] == results[1]
-    assert a == b
-    assert a != c
-
-
-@pytest.mark.full
-def test_an_interrupted_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
-    weights = "segmentation/model.safetensors"
-    whole = run("--epochs", 3, output="whole")
-    calls, augment = [], image_segmentation.augment
-
-    def interrupted(*batch):
-        calls.append(1)
-        if len(calls) == 5:  # in the last of three epochs of two batches each
-            raise KeyboardInterrupt
-        return augment(*batch)
-
-    monkeypatch.setattr(image_segmentation, "augment", interrupted)
-    with pytest.raises(SystemExit) as exit_info:
-        run("--epochs", 3)
-    assert exit_info.value.code == 130
-    assert "--resume goes on" in capsys.readouterr().err
-    fails(capsys, lambda: run("--epochs", 4, "--resume"), "'epochs': 3", "this run has")
-
-    calls.clear()
-    assert run("--epochs", 3, "--resume") == whole
-    assert len(calls) == 2
-    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
-    fails(capsys, lambda: run("--resume"), "segmentation.pt", "no checkpoint to resume from")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of it"])
-def test_a_damaged_checkpoint_is_refused(content, run, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "segmentation.pt").write_bytes(content)
-    fails(capsys, lambda: run("--resume"), "segmentation.pt: not a checkpoint, or a damaged one")
-    assert (tmp_path / "out" / "segmentation.pt").read_bytes() == content
 
 
 def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
@@ -144,9 +91,9 @@ def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_training_lowers_the_loss(checkpoint):
-    images, masks = generate(0, 8, 32)
+    images, masks = generate(8, 32)
     torch.manual_seed(0)
-    model = image_segmentation.make_model(["background", *image_segmentation.shapes])
+    model = image_segmentation.make_model(["background", *scenes.shapes])
 
     @torch.no_grad()
     def loss():
@@ -158,60 +105,19 @@ def test_training_lowers_the_loss(checkpoint):
     assert loss() < 0.9 * before
 
 
-def test_masks_fit_the_shapes():
-    size = 64
-    random = np.random.default_rng(0)
-    black = [Image.new("RGB", (size, size))]
-    white = [Image.new("RGB", (size, size), "white")]
-    for _ in range(20):
-        image, mask = image_segmentation.paste_shapes(black, white, size, random)
-        # Tints are 64 at least, and a pixel belongs to a shape that covers half of it.
-        assert (image.max(2)[mask > 0] >= 32).all()
-        assert (image.max(2)[mask == 0] < 128).all()
-        assert 0 < (mask > 0).mean() < 1
+def test_masks_show_the_later_of_two_shapes():
+    left, both = np.zeros((2, 4, 4), dtype=bool)
+    left[:, :2] = both[:2] = True
+    masks = image_segmentation.make_masks([[(1, left), (3, both)], []], 4)
+    assert masks.dtype == torch.uint8
+    assert masks[0].tolist() == 2 * [[4, 4, 4, 4]] + 2 * [[2, 2, 0, 0]]
+    assert masks[1].tolist() == 4 * [[0, 0, 0, 0]]
 
 
-def test_generated_images():
-    images, masks = generate(0)
+def test_masks_of_generated_images():
+    images, masks = generate(20, 48)
     assert images.shape == (20, 3, 48, 48)
-    assert images.dtype == masks.dtype == torch.uint8
     assert masks.unique().tolist() == [0, 1, 2, 3, 4]
-    again, other = generate(0), generate(1)
-    assert torch.equal(images, again[0]) and torch.equal(masks, again[1])
-    assert not torch.equal(images, other[0])
-
-
-def test_images_larger_than_the_photographs():
-    images, masks = generate(0, 1, 640)
-    assert images.shape == (1, 3, 640, 640)
-    assert masks.shape == (1, 640, 640)
-
-
-def test_nothing_held_out_is_trained_on():
-    train, test = image_segmentation.train_photographs, image_segmentation.test_photographs
-    assert not set(train) & set(test)
-    for name in image_segmentation.materials:
-        assert image_segmentation.read_photograph(name).shape == (512, 512, 3)
-
-
-@pytest.mark.parametrize(
-    ("shape", "share"),
-    [
-        ("disc", np.pi),
-        ("ring", np.pi * (1 - 0.55**2)),
-        ("triangle", 3 * np.sqrt(3) / 4),
-        ("star", 10 * 0.42 * np.sin(np.pi / 5) / 2),
-    ],
-)
-def test_outlines_have_the_area_of_their_shape(shape, share):
-    class Middle:
-        """Neither moves nor turns, and takes the largest radius."""
-
-        def uniform(self, low, high, size=None):
-            return (low + high) / 2 if size is None else np.full(size, (low + high) / 2)
-
-    cover = np.asarray(image_segmentation.random_outline(shape, 100, Middle())) / 255
-    assert cover.sum() == pytest.approx(share * 24**2, rel=0.05)
 
 
 def test_augmented_images_and_masks_stay_together():
@@ -339,29 +245,5 @@ def test_too_few_images(folder, run, capsys):
     fails(capsys, lambda: run("--data", folder), "needs 4 images, found 3")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--epochs", 0], "--epochs must be at least 1"),
-        (["--image-size", 31], "--image-size at least 32"),
-        (["--device", "abacus"], "--device abacus"),
-    ],
-    ids=str,
-)
-def test_options_that_do_not_fit(run, capsys, options, message):
-    fails(capsys, lambda: run(*options), message)
-
-
-def test_an_output_that_is_a_file(run, tmp_path, capsys):
-    (tmp_path / "out").write_bytes(b"mine")
-    fails(capsys, run, "out")
-    assert (tmp_path / "out").read_bytes() == b"mine"
-
-
-@pytest.mark.full
-def test_the_command_line(tmp_path):
-    command = [sys.executable, EXAMPLE, "--data", "nowhere"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: --data nowhere: has no images"
-    assert list(tmp_path.iterdir()) == []
+def test_images_that_are_too_small(run, capsys):
+    fails(capsys, lambda: run("--image-size", 31), "--image-size at least 32")

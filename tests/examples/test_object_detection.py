@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,22 +7,17 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from transformers import RTDetrForObjectDetection
 
+import scenes
+from common import Checkpoint
 from examples import object_detection
 from examples.object_detection import average_precision, main
+from tests.equipment.examples import DETECTION, set_all
 from tests.equipment.failing import fails
-
-EXAMPLE = Path(object_detection.__file__)
 
 
 @pytest.fixture(autouse=True)
 def small_settings(monkeypatch):
-    monkeypatch.setattr(object_detection, "channels", 8)
-    monkeypatch.setattr(object_detection, "depths", (1, 1, 1, 1))
-    monkeypatch.setattr(object_detection, "detector_channels", 16)
-    monkeypatch.setattr(object_detection, "decoder_layers", 1)
-    monkeypatch.setattr(object_detection, "num_queries", 8)
-    monkeypatch.setattr(object_detection, "num_train", 10)
-    monkeypatch.setattr(object_detection, "num_test", 4)
+    set_all(monkeypatch, object_detection, DETECTION)
 
 
 @pytest.fixture
@@ -68,9 +60,14 @@ def own(tmp_path, content):
     return own
 
 
+def generate(num_images, size=64):
+    images, found = scenes.make_scenes(num_images, 0, size, seed=0, may_overlap=False)
+    return images, object_detection.annotate(found, size)
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    return object_detection.Checkpoint(tmp_path / "detection.pt", {}, resume=False)
+    return Checkpoint(tmp_path / "detection.pt", {}, resume=False)
 
 
 def test_a_run(run, tmp_path, capsys):
@@ -88,52 +85,6 @@ def test_a_run(run, tmp_path, capsys):
         "detection",
         "detection.png",
     ]
-
-
-@pytest.mark.full
-def test_the_same_seed_gives_the_same_bits(run, tmp_path):
-    results = [run("--seed", seed, output=output) for output, seed in (("a", 3), ("b", 3))]
-    run("--seed", 4, output="c")
-    a, b, c = (
-        (tmp_path / output / "detection" / "model.safetensors").read_bytes() for output in "abc"
-    )
-    assert results[0] == results[1]
-    assert a == b
-    assert a != c
-
-
-@pytest.mark.full
-def test_an_interrupted_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
-    weights = "detection/model.safetensors"
-    whole = run("--epochs", 3, output="whole")
-    calls, augment = [], object_detection.augment
-
-    def interrupted(*batch):
-        calls.append(1)
-        if len(calls) == 5:  # in the last of three epochs of two batches each
-            raise KeyboardInterrupt
-        return augment(*batch)
-
-    monkeypatch.setattr(object_detection, "augment", interrupted)
-    with pytest.raises(SystemExit) as exit_info:
-        run("--epochs", 3)
-    assert exit_info.value.code == 130
-    assert "--resume goes on" in capsys.readouterr().err
-    fails(capsys, lambda: run("--epochs", 4, "--resume"), "'epochs': 3", "this run has")
-
-    calls.clear()
-    assert run("--epochs", 3, "--resume") == whole
-    assert len(calls) == 2
-    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
-    fails(capsys, lambda: run("--resume"), "detection.pt", "no checkpoint to resume from")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of it"])
-def test_a_damaged_checkpoint_is_refused(content, run, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "detection.pt").write_bytes(content)
-    fails(capsys, lambda: run("--resume"), "detection.pt: not a checkpoint, or a damaged one")
-    assert (tmp_path / "out" / "detection.pt").read_bytes() == content
 
 
 def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
@@ -157,10 +108,10 @@ def test_the_checkpoint_holds_the_model(run, tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_training_lowers_the_loss(checkpoint):
-    images, coco = object_detection.generate(8, 0, 64, seed=0)
+    images, coco = generate(8)
     targets = [object_detection.make_target(coco, number) for number in range(8)]
     torch.manual_seed(0)
-    model = object_detection.make_model(list(object_detection.shapes))
+    model = object_detection.make_model(list(scenes.shapes))
 
     @torch.no_grad()
     def loss():
@@ -174,44 +125,19 @@ def test_training_lowers_the_loss(checkpoint):
 
 
 def test_boxes_fit_the_pixels():
-    size = 64
-    random = np.random.default_rng(0)
-    black = [Image.new("RGB", (size, size))]
-    white = [Image.new("RGB", (size, size), "white")]
-    for _ in range(20):
-        image, annotations = object_detection.paste_shapes(black, white, size, random)
-        is_shape = np.zeros((size, size), dtype=bool)
-        for annotation in annotations:
+    _, found = scenes.make_scenes(20, 0, 64, seed=0, may_overlap=False)
+    coco = object_detection.annotate(found, 64)
+    assert len(coco.imgs) == 20
+    assert [category["name"] for category in coco.cats.values()] == list(scenes.shapes)
+    for number, shapes in enumerate(found):
+        for (label, is_inside), annotation in zip(shapes, coco.imgToAnns[number], strict=True):
             left, top, width, height = map(int, annotation["bbox"])
-            pixels = coco_mask.decode(annotation["segmentation"]).astype(bool)
-            rows, columns = pixels.nonzero()
+            rows, columns = is_inside.nonzero()
+            assert annotation["category_id"] == label
             assert [rows.min(), rows.max() + 1] == [top, top + height]
             assert [columns.min(), columns.max() + 1] == [left, left + width]
-            assert annotation["area"] == pixels.sum()
-            assert not (pixels & is_shape).any()
-            is_shape |= pixels
-        assert annotations
-        # Every tint has one full channel, and a pixel belongs to a shape that covers half of it.
-        assert np.array_equal(image.max(2) > 127, is_shape)
-
-
-def test_generated_images():
-    images, coco = object_detection.generate(12, 3, 64, seed=0)
-    assert images.shape == (15, 3, 64, 64)
-    assert [category["name"] for category in coco.cats.values()] == list(object_detection.shapes)
-    assert {a["category_id"] for a in coco.anns.values()} == {0, 1, 2, 3}
-    assert all(coco.imgToAnns[number] for number in range(15))
-    again, coco_again = object_detection.generate(12, 3, 64, seed=0)
-    assert torch.equal(images, again)
-    assert coco.dataset == coco_again.dataset
-    assert not torch.equal(images, object_detection.generate(12, 3, 64, seed=1)[0])
-
-
-def test_nothing_held_out_is_trained_on():
-    train, test = object_detection.train_photographs, object_detection.test_photographs
-    assert not set(train) & set(test)
-    for name in object_detection.materials:
-        assert object_detection.read_photograph(name).shape == (512, 512, 3)
+            assert annotation["area"] == is_inside.sum()
+            assert np.array_equal(coco_mask.decode(annotation["segmentation"]), is_inside)
 
 
 def made_up(boxes):
@@ -253,7 +179,7 @@ def test_detections_are_the_truth_again():
 
 
 def test_augmented_boxes_stay_on_their_pixels():
-    images, coco = object_detection.generate(8, 0, 64, seed=0)
+    images, coco = generate(8)
     targets = [object_detection.make_target(coco, number) for number in range(8)]
     pixels = torch.zeros(8, 3, 64, 64)
     for number in range(8):
@@ -287,7 +213,7 @@ def results_of(coco, shift=0):
 
 
 def test_the_precision_of_the_truth_and_of_shifted_boxes():
-    coco = object_detection.generate(6, 0, 64, seed=0)[1]
+    coco = generate(6)[1]
     numbers = list(range(6))
     assert average_precision(coco, results_of(coco), numbers) == (1, 1)
     # A shift by a fifth leaves an overlap of 0.8 / 1.2: enough for 0.5 to 0.65, 4 of 10 limits.
@@ -412,30 +338,13 @@ def test_a_missing_or_broken_file(own, run, tmp_path, capsys, file, damage, mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", 0], "--epochs must be at least 1"),
         (["--image-size", 32], "--image-size must be a multiple of 32, and at least 64"),
         (["--image-size", 100], "--image-size must be a multiple of 32, and at least 64"),
         (["--images", "here"], "--images DIR and --annotations FILE belong together"),
         (["--annotations", "a.json"], "--images DIR and --annotations FILE belong together"),
         (["--images", "nowhere", "--annotations", "a.json"], "--images nowhere: no such folder"),
-        (["--device", "abacus"], "--device abacus"),
     ],
     ids=str,
 )
 def test_options_that_do_not_fit(run, capsys, options, message):
     fails(capsys, lambda: run(*options), message)
-
-
-def test_an_output_that_is_a_file(run, tmp_path, capsys):
-    (tmp_path / "out").write_bytes(b"mine")
-    fails(capsys, run, "out")
-    assert (tmp_path / "out").read_bytes() == b"mine"
-
-
-@pytest.mark.full
-def test_the_command_line(tmp_path):
-    command = [sys.executable, EXAMPLE, "--images", "nowhere", "--annotations", "a.json"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: --images nowhere: no such folder"
-    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from examples import text_finetune
 from examples.text_finetune import main
 from groot_graph.models.grootl import GrootLForCausalLM
-from tests.equipment.failing import fails
+from tests.equipment.failing import fails, fails_at_once
 
 EXAMPLE = Path(text_finetune.__file__)
 SHIPPED = json.loads((EXAMPLE.parent / "data" / "instructions.json").read_text())
@@ -123,10 +123,6 @@ def read(path):
 
 def files_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def fails_at_once(capsys, run, *message):
-    assert fails(capsys, run, *message) == []
 
 
 def interrupt_after(monkeypatch, num_steps):

@@ -1,7 +1,6 @@
 import json
 import math
 import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausa
 from examples import text_generation
 from examples.text_generation import UserError, load, main
 from groot_graph.models import GrootLForCausalLM
-from tests.equipment.failing import fails
+from tests.equipment.failing import fails, fails_at_once
 
 PROMPT = "def count(words):\n    total = 0"
 SETTINGS = {
@@ -201,13 +200,11 @@ def test_words_are_the_text(checkpoints):
     assert "".join(words) == PROMPT.replace(" ", "·")
 
 
-def test_the_standard_library(monkeypatch, tmp_path):
-    monkeypatch.setattr(text_generation, "sources", Path(sysconfig.get_paths()["stdlib"]))
-    texts = text_generation.read_standard_library()
-    assert sum(map(len, texts)) > 10**6
-    monkeypatch.setattr(text_generation, "sources", tmp_path)
+def test_the_standard_library(tmp_path):
+    sources = text_generation.read_sources(text_generation.standard_library, "*.py", at_least=10)
+    assert sum(map(len, sources)) > 10**6
     with pytest.raises(UserError, match="too few files to learn from"):
-        text_generation.read_standard_library()
+        text_generation.read_sources(tmp_path, "*.py", at_least=1)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +285,3 @@ def test_an_interrupted_training_is_not_taken_for_a_whole_one(run, tmp_path, mon
         run(PROMPT)
     assert exit_info.value.code == 130
     assert not (tmp_path / "out" / "text_generation" / "context").exists()
-
-
-def fails_at_once(capsys, run, *message):
-    assert fails(capsys, run, *message) == []
