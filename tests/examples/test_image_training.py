@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
+import image_sets
 from examples import image_training
 from examples.image_training import main
-from groot_graph.models import load_grootv
+from groot_graph.models import grootv_micro, load_grootv
+from tests.equipment.examples import EXAMPLES, copy_images, same, save_stripes
 from tests.equipment.failing import fails
 
-EXAMPLE = Path(image_training.__file__)
 # With all that the recipe draws at random: crops, RandAugment, mixing, erasing, skipped blocks.
 SETTINGS = {
     "--model": "grootv_micro",
@@ -32,22 +34,12 @@ SETTINGS = {
 }
 
 
-def fill(folder, num_images, random):
-    """Three classes: stripes that lie, stand, and noise; in several sizes."""
-    for name in ("lying", "noise", "standing"):
-        (folder / name).mkdir(parents=True)
-        for number in range(num_images):
-            values = random.integers(0, 256, (36, 30 + number, 3), dtype=np.uint8)
-            values[:: 2 if name == "lying" else 1, :: 2 if name == "standing" else 1] = 255
-            Image.fromarray(values).save(folder / name / f"{number}.png")
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
-    fill(folder / "train", 5, random)
-    fill(folder / "val", 2, random)
+    save_stripes(folder / "train", 5, 36, random)
+    save_stripes(folder / "val", 2, 36, random)
     (folder / "val" / "noise" / "0.png").unlink()
     return folder
 
@@ -103,16 +95,6 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def timeless(checkpoint):
     """A checkpoint without the only thing in it that hangs on the clock."""
     for line in checkpoint["history"]:
@@ -141,8 +123,8 @@ def test_files_and_metrics(whole):
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 3), (2, 6)]
     for line in lines:
         assert line["val_images"] == 5
-        assert 0 < line["train_loss"] < 10
-        assert 0 <= line["ema_val_top1"] <= 1
+        # Hardly trained: near the loss of a guess among three classes.
+        assert line["train_loss"] == pytest.approx(math.log(3), abs=0.5)
     settings = json.loads((whole / "settings.json").read_text())
     assert settings["classes"] == ["lying", "noise", "standing"]
     assert settings["randaugment"] == 9 and settings["epochs"] == 2
@@ -152,14 +134,14 @@ def test_files_and_metrics(whole):
 
 def evaluate(model, photos):
     """The accuracy on the val folder, one image at a time and without the example's loaders."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (image_training.mean, image_training.std))
-    settings = image_training.recipe | {"image_size": 32}
-    images = image_training.ImageSet(None, settings, is_training=False)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (image_sets.mean, image_sets.std))
+    settings = image_training.published | {"image_size": 32}
+    images = image_sets.ImageSet(None, settings, is_training=False)
     hits = []
     for number, name in enumerate(["lying", "noise", "standing"]):
         for file in sorted((photos / "val" / name).iterdir()):
             with Image.open(file) as image:
-                image = image_training.to_tensor(images.fit(image.convert("RGB")))
+                image = images.fit(image.convert("RGB"))
             with torch.no_grad():
                 logits = model.eval()(((image / 255 - mean) / std)[None])
             hits.append(int(logits.argmax()) == number)
@@ -198,7 +180,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     train, whole, tmp_path, monkeypatch, capsys, calls
 ):
     made = []
-    train_batch = image_training.train_batch
+    train_batch = image_training.Training.train_batch
 
     def interrupted(*arguments):
         made.append(1)
@@ -207,7 +189,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         return train_batch(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_training, "train_batch", interrupted)
+        patch.setattr(image_training.Training, "train_batch", interrupted)
         if calls < 6:
             with pytest.raises(SystemExit) as exit_info:
                 train()
@@ -226,15 +208,15 @@ def test_accumulated_gradients_resume_as_well(train, tmp_path, monkeypatch):
     # Three batches of an epoch are two steps.
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
-    checkpoint = image_training.checkpoint
+    save = image_training.Training.save
 
-    def stop_in_the_second_epoch(training, output):
-        checkpoint(training, output)
+    def stop_in_the_second_epoch(training):
+        save(training)
         if (training.epoch, training.batch) == (1, 2):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(image_training, "checkpoint", stop_in_the_second_epoch)
+        patch.setattr(image_training.Training, "save", stop_in_the_second_epoch)
         train(accumulation=2)
     train("--resume", accumulation=2)
     a, b = (timeless(read(tmp_path / name / "checkpoint.pt")) for name in ("out", "whole"))
@@ -242,7 +224,7 @@ def test_accumulated_gradients_resume_as_well(train, tmp_path, monkeypatch):
 
 
 def environment():
-    paths = [str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(EXAMPLES.parent), str(EXAMPLES), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -266,7 +248,7 @@ def killing_replace(source, target):
     replace(source, target)
 
 os.replace = killing_replace
-image_training.run(sys.argv[1:])
+image_training.main(sys.argv[1:])
 """
 
 
@@ -288,7 +270,7 @@ TWO_PROCESSES = """
 import sys, torch
 from examples import image_training
 
-training = image_training.run(sys.argv[2:])
+training = image_training.main(sys.argv[2:])
 rank = training.accelerator.process_index
 content = {"network": training.network.state_dict(), "ema": training.ema.state_dict()}
 torch.save(content, f"{sys.argv[1]}/rank{rank}.pt")
@@ -347,13 +329,6 @@ def test_digits(tmp_path, capsys):
     assert "1344/1344" in printed.err  # the progress bar
 
 
-@pytest.mark.full
-def test_mnist5k():
-    parts = image_training.load_images(*image_training.parse_arguments(["--dataset=mnist5k"]))
-    assert [len(parts[name]) for name in ("train", "test")] == [3750, 1250]
-    assert np.bincount(parts["test"]["label"]).tolist() == [125] * 10
-
-
 def test_one_folder_is_split(photos, train):
     training = train(data=photos / "train", held_out=0.4, epochs=2)
     assert training.config["train_images"] == 9
@@ -377,7 +352,7 @@ def test_the_learning_rate_follows_the_images_of_a_step(train):
 
 
 def test_norms_biases_and_state_matrices_do_not_decay():
-    network = image_training.grootv_micro(3)
+    network = grootv_micro(3)
     names = {parameter: name for name, parameter in network.named_parameters()}
     decayed, plain = image_training.parameter_groups(network, 0.05)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0)
@@ -385,30 +360,6 @@ def test_norms_biases_and_state_matrices_do_not_decay():
     assert decayed | plain == set(names.values())
     assert all(name.endswith("weight") and "norm" not in name for name in decayed)
     assert all(name.endswith(("bias", "A_log", "ssm.D")) or "norm" in name for name in plain)
-
-
-@pytest.mark.parametrize(("name", "shifts"), [("shear_x", (14.4, 14.4)), ("translate_x", (45, 0))])
-def test_shears_and_shifts_of_the_recipe(name, shifts):
-    image = torch.zeros(1, 3, 100, 100)
-    image[..., 49:51] = 1
-    (operation,) = (step for step in image_training.published_policy() if step[0][0] == name)
-    moved = image_training.RandAugment(1, 29.9, [operation])(image)[0, 0]
-    # A shear moves the rows at 48 above and below the center to different sides.
-    top, bottom = (float(moved[row].argmax()) - 49.5 for row in (2, 97))
-    assert abs(top) == pytest.approx(shifts[0], abs=1.5)
-    assert abs(top - bottom) == pytest.approx(2 * shifts[1], abs=3)
-
-
-@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
-def test_targets_tell_the_shares_of_mixed_images(mixing):
-    labels = torch.arange(2).repeat(16)
-    images = labels.float()[:, None, None, None].expand(-1, 3, 64, 64)
-    settings = {"mixup": 0.0, "cutmix": 0.0, mixing: 1.0}
-    mixed, targets = image_training.mix(images, labels, 4, settings)
-    assert torch.allclose(mixed.mean(dim=(1, 2, 3)), targets[:, 1], atol=1e-5)
-    assert torch.allclose(targets.sum(dim=1), torch.ones(32))
-    assert ((targets[:, 1] > 0.05) & (targets[:, 1] < 0.95)).any()
-    assert mixed.unique().numel() > 2 if mixing == "mixup" else mixed.unique().numel() == 2
 
 
 def test_a_missing_checkpoint(train, tmp_path, capsys):
@@ -483,11 +434,7 @@ def test_other_settings(train, trained, capsys, changed, message):
 
 @pytest.fixture
 def copy(photos, tmp_path):
-    for file in photos.rglob("*.png"):
-        target = tmp_path / "copy" / file.relative_to(photos)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    return tmp_path / "copy"
+    return copy_images(photos, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
