@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.model_selection import train_test_split
 from transformers import UperNetForSemanticSegmentation
 
 import scenes
@@ -54,6 +55,19 @@ def checkpoint(tmp_path):
     return Checkpoint(tmp_path / "segmentation.pt", {}, resume=False)
 
 
+def saved_iou(folder, images, masks):
+    """The mean IoU of the saved model, class for class and without the example's own measure."""
+    model = UperNetForSemanticSegmentation.from_pretrained(folder).eval()
+    with torch.no_grad():
+        prediction = model(images.float() / 127.5 - 1).logits.argmax(dim=1)
+    ious = []
+    for label in range(model.config.num_labels):
+        found, true = prediction[masks != 255] == label, masks[masks != 255] == label
+        if (found | true).any():
+            ious.append((found & true).sum().item() / (found | true).sum().item())
+    return sum(ious) / len(ious)
+
+
 def test_a_run(run, tmp_path, capsys):
     result = run()
     printed = capsys.readouterr()
@@ -63,7 +77,10 @@ def test_a_run(run, tmp_path, capsys):
     for name in ("background", "disc", "ring", "triangle", "star"):
         assert f"  {name} " in printed.out
     assert "2/2" in printed.err  # the progress bar
-    assert 0 <= result <= 1
+    images, found = scenes.make_scenes(10, 4, 32, seed=0, may_overlap=True)
+    masks = image_segmentation.make_masks(found, 32)
+    saved = saved_iou(tmp_path / "out" / "segmentation", images[10:], masks[10:])
+    assert result == pytest.approx(saved)
     with Image.open(tmp_path / "out" / "segmentation.png") as picture:
         assert picture.width > 500
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -166,10 +183,11 @@ def test_a_folder(folder, run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 classes, images of 32 x 32 pixels, 6 to train on, 2 held out" in printed
     assert "  rectangle " in printed
-    assert 0 <= result <= 1
-    config = UperNetForSemanticSegmentation.from_pretrained(
-        tmp_path / "out" / "segmentation"
-    ).config
+    saved = tmp_path / "out" / "segmentation"
+    images, masks, _ = image_segmentation.load_folder(folder, 32)
+    _, test_part = train_test_split(torch.arange(8), test_size=2, random_state=0)
+    assert result == pytest.approx(saved_iou(saved, images[test_part], masks[test_part]))
+    config = UperNetForSemanticSegmentation.from_pretrained(saved).config
     assert config.id2label == {0: "nothing", 1: "rectangle"}
 
 

@@ -5,6 +5,7 @@ import torch
 from image_sets import RandAugment, load_images, mix, policy
 
 
+@pytest.mark.full
 def test_mnist5k():
     parts = load_images("mnist5k", None, held_out=0.25)
     assert [len(parts[name]) for name in ("train", "test")] == [3750, 1250]

@@ -317,6 +317,7 @@ def test_bf16(train, tmp_path):
     assert 0 < (rounded - exact).abs().max() < 0.1
 
 
+@pytest.mark.full
 def test_digits(tmp_path, capsys):
     training = main(["--epochs=1", "--warmup-epochs=0", f"--output={tmp_path}"])
     printed = capsys.readouterr()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from sklearn.model_selection import train_test_split
 from transformers import RTDetrForObjectDetection
 
 import scenes
@@ -70,6 +71,19 @@ def checkpoint(tmp_path):
     return Checkpoint(tmp_path / "detection.pt", {}, resume=False)
 
 
+def saved_precision(folder, images, coco, numbers):
+    """Of the saved model, one image at a time."""
+    model = RTDetrForObjectDetection.from_pretrained(folder).eval()
+    results = []
+    for number in numbers:
+        with torch.no_grad():
+            output = model(images[number : number + 1].float() / 127.5 - 1)
+        results += object_detection.describe_detections(
+            coco, number, output.logits[0], output.pred_boxes[0]
+        )
+    return pytest.approx(average_precision(coco, results, numbers), abs=1e-3)
+
+
 def test_a_run(run, tmp_path, capsys):
     ap, ap50 = run()
     printed = capsys.readouterr()
@@ -78,7 +92,10 @@ def test_a_run(run, tmp_path, capsys):
     assert "before training: AP@[.5:.95] " in printed.out
     assert f"held-out images: AP@[.5:.95] {100 * ap:.1f} %, AP50 {100 * ap50:.1f} %" in printed.out
     assert "2/2" in printed.err  # the progress bar
-    assert 0 <= ap <= ap50 <= 1
+    images, found = scenes.make_scenes(10, 4, 64, seed=0, may_overlap=False)
+    coco = object_detection.annotate(found, 64)
+    saved = saved_precision(tmp_path / "out" / "detection", images, coco, [10, 11, 12, 13])
+    assert (ap, ap50) == saved
     with Image.open(tmp_path / "out" / "detection.png") as picture:
         assert picture.width > 500
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -244,7 +261,10 @@ def test_own_images(own, run, tmp_path, capsys):
     ap, ap50 = run(*own())
     printed = capsys.readouterr().out
     assert "2 classes, 8 boxes, images of 64 x 64 pixels, 6 to train on, 2 held out" in printed
-    assert 0 <= ap <= ap50 <= 1
+    _, folder, _, file = own()
+    images, coco = object_detection.load_coco(folder, file, 64)
+    _, test_part = train_test_split(range(8), test_size=2, random_state=0)
+    assert (ap, ap50) == saved_precision(tmp_path / "out" / "detection", images, coco, test_part)
     config = RTDetrForObjectDetection.from_pretrained(tmp_path / "out" / "detection").config
     assert config.id2label == {0: "even", 1: "odd"}
 
