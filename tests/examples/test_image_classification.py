@@ -277,7 +277,6 @@ def test_an_output_that_is_a_file(folder_run, tmp_path, capsys):
     assert (tmp_path / "out").read_bytes() == b"mine"
 
 
-@pytest.mark.full
 def test_the_command_line(tmp_path):
     command = [sys.executable, EXAMPLE, "--resume"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
