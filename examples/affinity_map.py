@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from common import UserError, save_figure, told_errors
 from groot_graph.models import GrootV, grootv_tiny, load_grootv
 from groot_graph.visualization import (
     affinity_map,
@@ -33,6 +32,8 @@ from groot_graph.visualization import (
     raster_forest,
     scan_of_layer,
 )
+
+from common import UserError, save_figure, told_errors
 from images import read_image
 
 # The settings.

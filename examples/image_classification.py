@@ -24,7 +24,6 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import Checkpoint, UserError, check_device, save_figure, told_errors
 from groot_graph.nn import TreeSSMConv
 from groot_graph.transforms import ImageToGraph
 from groot_graph.visualization import (
@@ -33,6 +32,8 @@ from groot_graph.visualization import (
     plot_image_tree,
     scan_of_layer,
 )
+
+from common import Checkpoint, UserError, check_device, save_figure, told_errors
 from images import image_files, load_built_in, read_image
 
 # The settings.

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
 from groot_graph.models.grootv.transformers import GrootVConfig
+
+from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
 from images import image_files, normalize, read_image
 from scenes import Shape, make_scenes, shapes
 

@@ -36,6 +36,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup_lr_rate
 
+from groot_graph import models
+from groot_graph.errors import NotANumberError
+
 import image_sets
 from common import (
     Checkpoint,
@@ -47,8 +50,6 @@ from common import (
     told_errors,
     write,
 )
-from groot_graph import models
-from groot_graph.errors import NotANumberError
 
 # The settings: the published value, for --data; that of the built-in sets; the least and the
 # greatest; and what it means.
@@ -323,8 +324,7 @@ def main(argv: list[str] | None = None) -> Training:
         raise UserError(f"{path} exists: --resume goes on from it, another --output keeps it")
     training = Training(settings, accelerator, args)
 
-    shown = {key: value for key, value in training.config.items() if key != "classes"}
-    say(", ".join(f"{key} {value}" for key, value in shown.items()))
+    say(", ".join(f"{key} {value}" for key, value in training.config.items() if key != "classes"))
     if accelerator.is_main_process:
         write(args.output / "settings.json", json.dumps(training.config, indent=2))
     num_parameters = sum(parameter.numel() for parameter in training.network.parameters())

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import RTDetrConfig, RTDetrForObjectDetection
 
-from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
 from groot_graph.models.grootv.transformers import GrootVConfig
+
+from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
 from images import normalize, read_image
 from scenes import Shape, make_scenes, shapes
 

@@ -49,6 +49,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from groot_graph.errors import NotANumberError
+from groot_graph.models.grootl import IGNORED, GrootLConfig, GrootLForCausalLM
+
 from common import (
     UserError,
     check_range,
@@ -59,8 +62,6 @@ from common import (
     told_errors,
     write,
 )
-from groot_graph.errors import NotANumberError
-from groot_graph.models.grootl import IGNORED, GrootLConfig, GrootLForCausalLM
 from texts import read_sources, standard_library, train_tokenizer
 
 # The settings of the small Mamba, and of its training on the standard library.

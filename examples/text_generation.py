@@ -24,11 +24,12 @@ from tqdm import trange
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from common import UserError, first_line, option_of, replacing, save_figure, told_errors
 from groot_graph import Forest
 from groot_graph.models import GrootLForCausalLM
 from groot_graph.models.grootl import GrootLConfig
 from groot_graph.visualization import plot_text_tree
+
+from common import UserError, first_line, option_of, replacing, save_figure, told_errors
 from texts import read_sources, standard_library, train_tokenizer
 
 # The settings of the small network and its training.

@@ -3,9 +3,10 @@ import sys
 
 import pytest
 
-from common import UserError, check_same, replacing, told_errors, write
 from tests.equipment.examples import EXAMPLES
 from tests.equipment.failing import fails_at_once
+
+from common import UserError, check_same, replacing, told_errors, write
 
 
 @told_errors("--resume goes on")

@@ -7,12 +7,13 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from transformers import UperNetForSemanticSegmentation
 
-import scenes
-from common import Checkpoint
 from examples import image_segmentation
 from examples.image_segmentation import class_ious, main, mean_iou
 from tests.equipment.examples import SEGMENTATION, set_all
 from tests.equipment.failing import fails
+
+import scenes
+from common import Checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,13 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-import image_sets
 from examples import image_training
 from examples.image_training import main
 from groot_graph.models import grootv_micro, load_grootv
 from tests.equipment.examples import EXAMPLES, copy_images, same, save_stripes
 from tests.equipment.failing import fails
+
+import image_sets
 
 # With all that the recipe draws at random: crops, RandAugment, mixing, erasing, skipped blocks.
 SETTINGS = {

@@ -8,12 +8,13 @@ from pycocotools import mask as coco_mask
 from sklearn.model_selection import train_test_split
 from transformers import RTDetrForObjectDetection
 
-import scenes
-from common import Checkpoint
 from examples import object_detection
 from examples.object_detection import average_precision, main
 from tests.equipment.examples import DETECTION, set_all
 from tests.equipment.failing import fails
+
+import scenes
+from common import Checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-import scenes
 from examples import image_segmentation, object_detection
 from tests.equipment.examples import DETECTION, SEGMENTATION, set_all
 from tests.equipment.failing import fails, fails_at_once
+
+import scenes
 
 SIZE = 64
 EXAMPLES = {
