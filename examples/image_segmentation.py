@@ -29,13 +29,13 @@ from matplotlib.patches import Patch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from groot_graph.models.grootv.transformers import GrootVConfig
 
-from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
+from common import Checkpoint, UserError, check_device, fit, redraw, save_figure, told_errors
 from images import image_files, normalize, read_image
 from scenes import Shape, make_scenes, shapes
 
@@ -136,15 +136,9 @@ def make_model(classes: list[str]) -> UperNetForSemanticSegmentation:
         label2id={name: index for index, name in enumerate(classes)},
     )
     model = UperNetForSemanticSegmentation(config)
-    # Initial weights of deviation 0.02, as published, suit wide networks; narrow ones learn slowly.
-    model.backbone.grootv.stages.apply(reset_parameters)
-    model.decode_head.apply(reset_parameters)
+    model.backbone.grootv.stages.apply(redraw)
+    model.decode_head.apply(redraw)
     return model
-
-
-def reset_parameters(module: nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
 
 
 def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

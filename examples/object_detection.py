@@ -32,13 +32,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import RTDetrConfig, RTDetrForObjectDetection
 
 from groot_graph.models.grootv.transformers import GrootVConfig
 
-from common import Checkpoint, UserError, check_device, fit, save_figure, told_errors
+from common import Checkpoint, UserError, check_device, fit, redraw, save_figure, told_errors
 from images import normalize, read_image
 from scenes import Shape, make_scenes, shapes
 
@@ -199,14 +199,8 @@ def make_model(classes: list[str]) -> RTDetrForObjectDetection:
         label2id={name: index for index, name in enumerate(classes)},
     )
     model = RTDetrForObjectDetection(config)
-    # Initial weights of deviation 0.02, as published, suit wide networks; narrow ones learn slowly.
-    model.model.backbone.model.grootv.stages.apply(reset_parameters)
+    model.model.backbone.model.grootv.stages.apply(redraw)
     return model
-
-
-def reset_parameters(module: nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
 
 
 def augment(images: Tensor, targets: list[dict]) -> tuple[Tensor, list[dict]]:
