@@ -346,6 +346,7 @@ def test_tree_ssm_conv(data, seed, is_double):
     if weight is not None and settings["tree"] != "random":
         check_is_best(forest, edge_index, weight.detach().contiguous(), settings)
     assert found.shape == (num_nodes, 3) and found.dtype == dtype
+    assert found.isfinite().all()
     assert transition.shape == (num_nodes, layer.inner_channels * settings["state_size"])
     same = layer(x.detach().contiguous(), edge_index.contiguous(), forest=forest)
     assert_near("layer", found, same, NEAR[dtype])

@@ -34,6 +34,7 @@ def small(monkeypatch):
     monkeypatch.setattr(long_range, "num_held_out", 20)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("task", TASKS)
 def test_parameters_are_within_five_percent_of_the_budget(task, model, small):

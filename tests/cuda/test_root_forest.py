@@ -8,64 +8,15 @@ from hypothesis import strategies as st
 from groot_graph import Forest, checks, minimum_spanning_forest, root_forest
 from groot_graph.ops.root_forest import cuda
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
-from groot_graph.ops.root_forest.reference import root_forest_reference
 from tests.equipment.cuda_host.sanitize import run_sanitized
 from tests.equipment.graphs import (
     FOREST_KINDS,
     forest_edges,
-    forests,
     make_forest,
     multigraphs,
-    random_graph,
     to_edge_index,
 )
 from tests.equipment.on_host import cuda_kernels
-
-SIZES = (1, 2, 3, 63, 257, 1025)
-
-
-def assert_equals_reference(edge_index, edge_mask, num_nodes, root):
-    order, parent, _ = root_forest_cuda(edge_index, edge_mask, num_nodes, root)
-    expected = root_forest_reference(edge_index, edge_mask, num_nodes, root)
-    assert torch.equal(parent, expected[1])
-    assert torch.equal(order, expected[0])
-
-
-def one_node_of_each_tree(edge_index, num_nodes, seed=0) -> torch.Tensor:
-    """In any sequence."""
-    component = Forest(*root_forest_reference(edge_index, None, num_nodes))
-    tree = torch.zeros(num_nodes, dtype=torch.long)
-    is_root = component.parent[component.order] == component.order
-    tree[component.order] = is_root.long().cumsum(0) - 1
-    shuffled = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(seed))
-    chosen = torch.empty(int(is_root.sum()), dtype=torch.long)
-    chosen[tree[shuffled]] = shuffled
-    return chosen[torch.randperm(len(chosen))]
-
-
-@pytest.mark.parametrize("root", ["first", "last", "given"])
-@pytest.mark.parametrize("num_nodes", SIZES, ids=lambda n: f"N{n}")
-@pytest.mark.parametrize("kind", FOREST_KINDS)
-def test_equals_reference(kind, num_nodes, root):
-    edge_index = forest_edges(kind, num_nodes)
-    nodes = one_node_of_each_tree(edge_index, num_nodes) if root == "given" else root
-    with cuda_kernels():
-        assert_equals_reference(edge_index, None, num_nodes, nodes)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_reference_on_kept_edges(seed):
-    edge_index, weight = random_graph(300, 900, seed), torch.rand(900)
-    edge_mask = minimum_spanning_forest(edge_index, weight, 300)
-    with cuda_kernels(seed):
-        assert_equals_reference(edge_index, edge_mask, 300, "last")
-
-
-@given(forest=forests(max_nodes=20), root=st.sampled_from(["first", "last"]))
-def test_equals_reference_on_any_forest(forest, root):
-    edge_index, num_nodes = forest
-    with cuda_kernels():
-        assert_equals_reference(edge_index, None, num_nodes, root)
 
 
 @pytest.mark.parametrize("preempt", [False, True], ids=["whole-turns", "preempted"])

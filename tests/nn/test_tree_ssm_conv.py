@@ -1,5 +1,4 @@
 import copy
-import itertools
 import shutil
 
 import pytest
@@ -59,28 +58,6 @@ def test_parts_of_a_large_graph_give_what_it_gives_as_a_whole(elements, monkeypa
     assert_close(parts, whole)
     grad = torch.randn_like(whole)
     assert_close(torch.autograd.grad(parts, inputs, grad), torch.autograd.grad(whole, inputs, grad))
-
-
-@pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan"])
-@pytest.mark.parametrize("tree", ["min", "max", "random"])
-def test_every_combination_of_settings(metric, tree):
-    x, edge_index = torch.randn(7, 3), random_graph(7, 13)
-    settings = itertools.product(DIRECTIONS, (None, "mean", ["mean", "max"]), (False, True), (1, 3))
-    for direction, aggr, state_norm, state_size in settings:
-        conv = TreeSSMConv(
-            3,
-            5,
-            state_size,
-            expand=1.4,
-            metric=metric,
-            tree=tree,
-            direction=direction,
-            aggr=aggr,
-            state_norm=state_norm,
-        )
-        out = conv(x, edge_index)
-        assert out.shape == (7, 5)
-        assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("aggr", AGGRS, ids=str)

@@ -13,19 +13,14 @@ from groot_graph import minimum_spanning_forest, root_forest
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from tests.equipment.graphs import multigraphs, random_graph, to_edge_index
 
-IMPLEMENTATIONS = {
-    "cpu": minimum_spanning_forest,
-    "reference": minimum_spanning_forest_reference,
-}
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.uint8)
 SPECIAL_WEIGHTS = [-math.inf, -1.0, -0.0, 0.0, 2.0**-24, 1.0, math.inf]
 
 
-def implementations(test):
-    return pytest.mark.parametrize("span", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())(
-        test
-    )
+@pytest.fixture
+def span(backend):
+    return backend.minimum_spanning_forest
 
 
 def kruskal(edges: list, weights: list, num_nodes: int) -> list[bool]:
@@ -66,28 +61,25 @@ def weights_of(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
 @given(graph=multigraphs(), data=st.data())
-def test_equals_kruskal_edge_for_edge(dtype, graph, data):
+def test_equals_kruskal_edge_for_edge(dtype, span, graph, data):
     edges, num_nodes = graph
     same_length = st.lists(weights_of(dtype), min_size=len(edges), max_size=len(edges))
     edge_weight = torch.tensor(data.draw(same_length), dtype=dtype)
     expected = kruskal(edges, edge_weight.tolist(), num_nodes)
-    for span in IMPLEMENTATIONS.values():
-        edge_mask = span(to_edge_index(edges), edge_weight, num_nodes)
-        assert edge_mask.dtype == torch.bool
-        assert edge_mask.tolist() == expected
+    edge_mask = span(to_edge_index(edges), edge_weight, num_nodes)
+    assert edge_mask.dtype == torch.bool
+    assert edge_mask.tolist() == expected
 
 
 @given(graph=multigraphs(max_nodes=8, max_edges=40), data=st.data())
-def test_ties_go_to_the_lower_edge_number(graph, data):
+def test_ties_go_to_the_lower_edge_number(span, graph, data):
     edges, num_nodes = graph
     few_weights = st.sampled_from(data.draw(st.sampled_from([[1.0], [-0.0, 0.0], SPECIAL_WEIGHTS])))
     weights = data.draw(st.lists(few_weights, min_size=len(edges), max_size=len(edges)))
     expected = kruskal(edges, weights, num_nodes)
-    for span in IMPLEMENTATIONS.values():
-        assert span(to_edge_index(edges), torch.tensor(weights), num_nodes).tolist() == expected
+    assert span(to_edge_index(edges), torch.tensor(weights), num_nodes).tolist() == expected
 
 
-@implementations
 @pytest.mark.parametrize(
     "edges, weights, num_nodes, expected",
     [
@@ -114,7 +106,6 @@ def test_of_small_graphs(edges, weights, num_nodes, expected, span):
     assert edge_mask.tolist() == [bool(kept) for kept in expected]
 
 
-@implementations
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_of_no_edge_in_every_dtype(dtype, span):
     edge_mask = span(torch.empty(2, 0, dtype=torch.long), torch.empty(0, dtype=dtype), 3)
@@ -162,7 +153,6 @@ def test_cpu_equals_reference_on_grids_full_of_ties(num_graphs, height, width, d
     assert int(edge_mask.sum()) == num_graphs * (num_nodes - 1)
 
 
-@implementations
 def test_of_a_long_chain_with_falling_weights(span):
     # Every component's lightest edge leads the same way, which makes the longest possible hooks.
     num_nodes = 5001
@@ -198,7 +188,6 @@ def test_weights_that_require_grad():
     assert torch.equal(edge_mask, minimum_spanning_forest(edge_index, edge_weight.detach(), 17))
 
 
-@implementations
 def test_strided_inputs(span):
     edge_index = random_graph(17, 63)
     edge_weight = torch.rand(63)
@@ -211,7 +200,6 @@ def test_strided_inputs(span):
     assert torch.equal(span(edge_index, one.expand(63), 17), span(edge_index, torch.ones(63), 17))
 
 
-@implementations
 def test_inputs_are_not_changed(span):
     edge_index, edge_weight = random_graph(17, 63), torch.randn(63)
     copies = edge_index.clone(), edge_weight.clone()

@@ -169,6 +169,7 @@ def _failing(rank, port, folder):
     leave_group()
 
 
+@pytest.mark.full
 def test_what_fails_in_one_process_fails_in_all(tmp_path):
     mp.spawn(_failing, (free_port(), tmp_path), nprocs=2)
     said = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,18 +10,17 @@ from groot_graph.ops.root_forest.reference import root_forest_reference
 from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests, random_graph, to_edge_index
 
 
-def cpu(edge_index, edge_mask, num_nodes, root):
-    forest = root_forest(edge_index, edge_mask, num_nodes, root)
-    return forest.order, forest.parent
+@pytest.fixture
+def root_edges(backend):
+    return order_and_parent(backend)
 
 
-IMPLEMENTATIONS = {"cpu": cpu, "reference": root_forest_reference}
+def order_and_parent(implementation):
+    def root_edges(edge_index, edge_mask, num_nodes, root):
+        forest = implementation.root_forest(edge_index, edge_mask, num_nodes, root)
+        return forest.order, forest.parent
 
-
-def implementations(test):
-    return pytest.mark.parametrize(
-        "root_edges", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys()
-    )(test)
+    return root_edges
 
 
 def neighbors_of(edges: list, num_nodes: int) -> list[set]:
@@ -75,17 +76,16 @@ def draw_roots(draw, edges: list, num_nodes: int) -> list[int]:
 
 
 @given(forest=forests(max_nodes=20), draw=st.randoms(use_true_random=False))
-def test_equals_canonical_order(forest, draw):
+def test_equals_canonical_order(root_edges, forest, draw):
     edge_index, num_nodes = forest
     edges = edge_index.t().tolist()
     for root in ("first", "last", draw_roots(draw, edges, num_nodes)):
         expected = canonical_forest(edges, num_nodes, root)
         if isinstance(root, list):
             root = torch.tensor(root, dtype=torch.long)
-        for root_edges in IMPLEMENTATIONS.values():
-            order, parent = root_edges(edge_index, None, num_nodes, root)
-            assert order.dtype == parent.dtype == torch.long
-            assert (order.tolist(), parent.tolist()) == expected
+        order, parent = root_edges(edge_index, None, num_nodes, root)
+        assert order.dtype == parent.dtype == torch.long
+        assert (order.tolist(), parent.tolist()) == expected
 
 
 @given(
@@ -93,19 +93,16 @@ def test_equals_canonical_order(forest, draw):
     extra=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12),
     draw=st.randoms(use_true_random=False),
 )
-def test_mask_hides_edges(forest, extra, draw):
+def test_mask_hides_edges(root_edges, forest, extra, draw):
     edge_index, num_nodes = forest
     kept = edge_index.t().tolist()
     hidden = [[i, j] for i, j in extra if max(i, j) < num_nodes]
     edges = [(edge, True) for edge in kept] + [(edge, False) for edge in hidden]
     draw.shuffle(edges)
     edge_mask = torch.tensor([keep for _, keep in edges], dtype=torch.bool)
-    for root_edges in IMPLEMENTATIONS.values():
-        order, parent = root_edges(
-            to_edge_index([edge for edge, _ in edges]), edge_mask, num_nodes, "first"
-        )
-        expected = canonical_forest(kept, num_nodes, "first")
-        assert (order.tolist(), parent.tolist()) == expected
+    edge_index = to_edge_index([edge for edge, _ in edges])
+    order, parent = root_edges(edge_index, edge_mask, num_nodes, "first")
+    assert (order.tolist(), parent.tolist()) == canonical_forest(kept, num_nodes, "first")
 
 
 def test_of_a_tree_by_hand():
@@ -118,30 +115,37 @@ def test_of_a_tree_by_hand():
     assert root_forest(edge_index, root="last").order.tolist() == [6, 0, 4, 1, 3, 5, 2]
 
 
-@pytest.mark.parametrize("root", ["first", "last"])
-@pytest.mark.parametrize("num_nodes", [1, 2, 63, 60, 257], ids=lambda n: f"N{n}")
+def one_node_of_each_tree(edge_index, num_nodes) -> torch.Tensor:
+    """In any sequence."""
+    trees = trees_of(neighbors_of(edge_index.t().tolist(), num_nodes))
+    draw = random.Random(0)
+    return torch.tensor(draw.sample([draw.choice(sorted(tree)) for tree in trees], len(trees)))
+
+
+@pytest.mark.parametrize("root", ["first", "last", "given"])
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 60, 63, 257, 1025], ids=lambda n: f"N{n}")
 @pytest.mark.parametrize("kind", FOREST_KINDS)
-def test_cpu_equals_reference(kind, num_nodes, root):
+def test_equals_reference(kind, num_nodes, root, kernels):
     edge_index = forest_edges(kind, num_nodes)
-    order, parent = cpu(edge_index, None, num_nodes, root)
+    root = one_node_of_each_tree(edge_index, num_nodes) if root == "given" else root
+    order, parent = order_and_parent(kernels)(edge_index, None, num_nodes, root)
     expected_order, expected_parent = root_forest_reference(edge_index, None, num_nodes, root)
     assert torch.equal(order, expected_order)
     assert torch.equal(parent, expected_parent)
 
 
 @pytest.mark.parametrize("root", ["first", "last"])
-@pytest.mark.parametrize("num_nodes, num_edges", [(60, 63), (257, 160), (1000, 4000)])
-def test_of_spanning_forests(num_nodes, num_edges, root):
+@pytest.mark.parametrize("num_nodes, num_edges", [(60, 63), (257, 160), (300, 900), (1000, 4000)])
+def test_of_spanning_forests(num_nodes, num_edges, root, kernels):
     edge_index = random_graph(num_nodes, num_edges)
     edge_mask = minimum_spanning_forest(edge_index, torch.rand(num_edges), num_nodes)
-    order, parent = cpu(edge_index, edge_mask, num_nodes, root)
+    order, parent = order_and_parent(kernels)(edge_index, edge_mask, num_nodes, root)
     kept = edge_index[:, edge_mask].t().tolist()
     assert (order.tolist(), parent.tolist()) == canonical_forest(kept, num_nodes, root)
     expected = root_forest_reference(edge_index, edge_mask, num_nodes, root)
     assert torch.equal(order, expected[0]) and torch.equal(parent, expected[1])
 
 
-@implementations
 @pytest.mark.parametrize("num_nodes", [0, 1, 5])
 def test_of_no_edge(num_nodes, root_edges):
     no_edge = torch.empty(2, 0, dtype=torch.long)
@@ -157,7 +161,6 @@ def test_num_nodes_is_inferred():
     assert root_forest(edge_index, num_nodes=6).num_trees == 4
 
 
-@implementations
 @pytest.mark.parametrize("kind", ["chain", "caterpillar", "star"])
 def test_of_trees_too_deep_for_recursion(kind, root_edges):
     num_nodes = 5001
@@ -169,7 +172,6 @@ def test_of_trees_too_deep_for_recursion(kind, root_edges):
     assert (position[parent] < position)[order[1:]].all()
 
 
-@implementations
 def test_strided_inputs(root_edges):
     edge_index = forest_edges("several", 40)
     edge_mask = torch.ones(1, dtype=torch.bool).expand(edge_index.size(1))
@@ -181,7 +183,6 @@ def test_strided_inputs(root_edges):
     assert actual[1].tolist() == list(range(9))
 
 
-@implementations
 def test_inputs_are_not_changed(root_edges):
     edge_index = forest_edges("random", 40)
     edge_mask, root = torch.ones(39, dtype=torch.bool), torch.tensor([17])
@@ -205,7 +206,6 @@ def test_same_forest_with_any_number_of_threads():
 TRIANGLE = [(0, 1), (1, 2), (2, 0)]
 
 
-@implementations
 @pytest.mark.parametrize(
     "edges, num_nodes",
     [
@@ -229,7 +229,6 @@ def test_cycle_is_refused(edges, num_nodes, root, root_edges):
 TWO_TREES = [(0, 1), (1, 2), (3, 4)]
 
 
-@implementations
 @pytest.mark.parametrize(
     "roots",
     [
@@ -246,7 +245,6 @@ def test_wrong_roots_are_refused(roots, root_edges):
         root_edges(to_edge_index(TWO_TREES), None, 5, torch.tensor(roots, dtype=torch.long))
 
 
-@implementations
 def test_isolated_node_needs_its_root(root_edges):
     edge_index = to_edge_index([(0, 1)])
     with pytest.raises(ValueError, match="'root'"):
