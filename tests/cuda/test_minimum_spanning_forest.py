@@ -216,13 +216,13 @@ def test_the_number_of_rounds(num_nodes, num_edges, num_rounds):
 @contextmanager
 def recorded_launches():
     """Every launch's kernel, number of threads and arguments, tensors left as they are."""
-    launched = []
+    launched, launch = [], cuda.launch
 
-    def launch(operation, kernel, num_threads, *arguments):
+    def noted(operation, kernel, num_threads, *arguments):
         launched.append((kernel, num_threads, arguments))
-        launch.launch(operation, kernel, num_threads, *arguments)
+        launch(operation, kernel, num_threads, *arguments)
 
-    with patch.object(cuda, "launch", launch), patch.object(cuda, "word", lambda value: value):
+    with patch.object(cuda, "launch", noted), patch.object(cuda, "word", lambda value: value):
         yield launched
 
 
