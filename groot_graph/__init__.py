@@ -1,6 +1,7 @@
 r"""Tree state space models on graphs, on PyTorch Geometric."""
 
 from groot_graph import datasets, nn, transforms
+from groot_graph.errors import NotANumberError
 from groot_graph.forest import Forest
 from groot_graph.ops.minimum_spanning_forest import (
     minimum_spanning_forest,
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Forest",
+    "NotANumberError",
     "datasets",
     "minimum_spanning_forest",
     "minimum_spanning_forest_stream",

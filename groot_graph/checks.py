@@ -1,5 +1,7 @@
 r"""Checks of arguments. Each names the argument, what was found and what was wanted."""
 
+from typing import Any
+
 import torch
 import torch_geometric
 from torch import Tensor
@@ -16,17 +18,12 @@ def values_are_checked(tensor: Tensor) -> bool:
     r"""Whether a tensor's values are read to check them: on the CPU, and elsewhere in PyG's debug
     mode, but never where a trace or a transform has put a tensor without values in its place.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
         return False
-    is_read = tensor.device.type == "cpu" or torch_geometric.is_debug_enabled()
-    return is_read and _has_values(tensor)
-
-
-def _has_values(tensor: Tensor) -> bool:
-    if tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if tensor.device.type != "cpu" and not torch_geometric.is_debug_enabled():
         return False
     is_functional = torch._is_functional_tensor(tensor) or isinstance(tensor, FunctionalTensor)
-    return not is_functional and not is_fake(tensor)
+    return not is_functional and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
@@ -59,25 +56,28 @@ def check_bool(name: str, value) -> None:
 
 def check_tensor(name: str, value) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
+        raise _no_tensor(name, value)
+
+
+def _no_tensor(name: str, value) -> TypeError:
+    return TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
 
 
 def check_floating(name: str, value) -> None:
-    check_tensor(name, value)
+    if not isinstance(value, Tensor):
+        raise _no_tensor(name, value)
     if not value.is_floating_point():
         raise TypeError(f"'{name}' must have a floating point dtype, got {value.dtype}")
 
 
 def check_shape(name: str, value: Tensor, shape: tuple, meaning: str) -> None:
     r"""Compares with a shape in which None stands for any size."""
-    fits = value.dim() == len(shape) and all(
-        wanted is None or found == wanted for found, wanted in zip(value.shape, shape, strict=True)
-    )
+    fits = value.dim() == len(shape)
+    for found, wanted in zip(value.shape, shape, strict=False):
+        fits = fits and (wanted is None or found == wanted)
     if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"'{name}' must have shape {meaning} = [{wanted}], got {list(value.shape)}"
-        )
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"'{name}' must have shape {meaning} = [{sizes}], got {list(value.shape)}")
 
 
 def check_device(name: str, value: Tensor, other_name: str, device: torch.device) -> None:
@@ -88,13 +88,25 @@ def check_device(name: str, value: Tensor, other_name: str, device: torch.device
 
 
 def check_edge_index(edge_index) -> None:
-    check_tensor("edge_index", edge_index)
+    if not isinstance(edge_index, Tensor):
+        raise _no_tensor("edge_index", edge_index)
     if edge_index.dtype != torch.int64:
         raise TypeError(f"'edge_index' must have dtype torch.int64, got {edge_index.dtype}")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(
             f"'edge_index' must have shape [2, num_edges], got {list(edge_index.shape)}"
         )
+
+
+def check_edge_weight(edge_weight, edge_index: Tensor) -> None:
+    check_tensor("edge_weight", edge_weight)
+    if edge_weight.dtype in (torch.bool, torch.uint64) or edge_weight.is_complex():
+        raise TypeError(
+            "'edge_weight' must have a floating point dtype or an integer one that int64 holds, "
+            f"got {edge_weight.dtype}"
+        )
+    check_shape("edge_weight", edge_weight, (edge_index.size(1),), "[num_edges]")
+    check_device("edge_weight", edge_weight, "edge_index", edge_index.device)
 
 
 def check_num_nodes(num_nodes) -> None:
@@ -106,22 +118,13 @@ def check_num_nodes(num_nodes) -> None:
         raise ValueError(f"'num_nodes' must not be negative, got {num_nodes}")
 
 
-def readable(tensor: Tensor):
-    r"""The tensor, on the CPU as a NumPy array.
-
-    NumPy reads on the calling thread. PyTorch would wake its other threads, and wait for them for
-    longer than reading takes where they have to share a core.
-    """
-    if tensor.device.type != "cpu":
-        return tensor
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-
-
 def check_node_range(edge_index: Tensor, num_nodes: int) -> None:
     r"""Reads the values: every node number lies in [0, num_nodes)."""
     if edge_index.numel() == 0:
         return
-    values = readable(edge_index)
+    # NumPy reads on the calling thread; PyTorch would wait for its others for longer than reading
+    # takes where they have to share a core.
+    values = edge_index.numpy() if edge_index.device.type == "cpu" else edge_index
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= num_nodes:
         found = lowest if lowest < 0 else highest
@@ -138,7 +141,10 @@ def check_not_nan(name: str, edge_weight: Tensor) -> None:
         name (str): What the caller gave that the weights come from.
         edge_weight (Tensor): The weights, of shape :obj:`[num_edges]`.
     """
-    values = readable(edge_weight)
+    values: Any = edge_weight.detach()
+    if edge_weight.device.type == "cpu":
+        # On the calling thread, as above. NumPy knows no bfloat16.
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     is_nan = values != values
     if is_nan.any():
         wanted = "not hold NaN" if name == "edge_weight" else "give a dissimilarity for every edge"
@@ -188,12 +194,12 @@ def check_one_root_per_tree(num_trees: int, num_roots: int, num_rooted: int) -> 
 def check_forest(forest, num_nodes: int, device: torch.device, argument: str) -> None:
     if not isinstance(forest, Forest):
         raise TypeError(f"'forest' must be a groot_graph.Forest, got {type(forest).__name__}")
-    if forest.num_nodes != num_nodes:
+    if forest.order.size(0) != num_nodes:
         raise ValueError(
             f"'forest' must have as many nodes as '{argument}' has rows, {num_nodes}, "
             f"got {forest.num_nodes}"
         )
-    if forest.device != device:
+    if forest.order.device != device:
         raise ValueError(
             f"'forest' must be on the device of '{argument}', {device}, got {forest.device}"
         )

@@ -34,6 +34,9 @@ class Forest:
         tensor([0, 3])
     """
 
+    # What the device prepares for the scans, which groot_graph.ops.plan alone makes and reads.
+    _plan: Any = None
+
     def __init__(self, order: Tensor, parent: Tensor):
         for name, value in (("order", order), ("parent", parent)):
             if not isinstance(value, Tensor):
@@ -50,20 +53,15 @@ class Forest:
             raise ValueError(
                 f"'parent' must be on the device of 'order', {order.device}, got {parent.device}"
             )
-        self._hold(order, parent)
+        self.order = order
+        self.parent = parent
 
     @classmethod
     def _of(cls, order: Tensor, parent: Tensor) -> "Forest":
         r"""The forest of tensors that are known to fit."""
         forest = cls.__new__(cls)
-        forest._hold(order, parent)
+        forest.order, forest.parent = order, parent
         return forest
-
-    def _hold(self, order: Tensor, parent: Tensor) -> None:
-        self.order = order
-        self.parent = parent
-        # Belongs to groot_graph.ops.plan.
-        self._plan: Any = None
 
     @property
     def num_nodes(self) -> int:

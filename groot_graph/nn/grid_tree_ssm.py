@@ -113,7 +113,7 @@ class GridTreeSSM(torch.nn.Module):
         r"""Grows a tree over every grid of inner features and passes the states along it."""
         nodes = u.flatten(0, 2)
         edge_weight = None if self.topology.tree == "random" else self._edge_weight(u)
-        forest = self.topology(nodes, grid_edges(u), edge_weight)
+        forest = self.topology.grow(nodes, grid_edges(u), edge_weight)
         return self.ssm(nodes, forest).view(u.shape)
 
     @torch.no_grad()

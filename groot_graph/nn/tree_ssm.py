@@ -1,3 +1,5 @@
+r"""The selective state space model along a given forest."""
+
 import math
 from typing import TypeAlias
 
@@ -16,8 +18,8 @@ from groot_graph.checks import (
     check_positive_int,
 )
 from groot_graph.forest import Forest
-from groot_graph.ops.selective_tree_scan import selective_tree_scan
-from groot_graph.ops.tree_scan import tree_scan
+from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
+from groot_graph.ops.tree_scan.api import trusted_tree_scan
 
 # u, delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -188,7 +190,7 @@ class TreeSSM(torch.nn.Module):
     def _scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, forest: Forest
     ) -> Tensor:
-        return selective_tree_scan(u, delta, A, B, C, forest, D, direction=self.direction)
+        return trusted_selective_tree_scan(u, delta, A, B, C, forest, D, direction=self.direction)
 
     def _normalized_scan(
         self,
@@ -201,12 +203,13 @@ class TreeSSM(torch.nn.Module):
         forest: Forest,
         norm: LayerNorm,
     ) -> Tensor:
+        # One state per channel takes no more memory than y, so that PyTorch can normalize it.
         if self.state_size == 1:
-            h = tree_scan(delta * u * B, (delta * A.t()).exp(), forest, self.direction)
+            h = trusted_tree_scan(delta * u * B, (delta * A.t()).exp(), forest, self.direction)
             weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
             return C * F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps) + D * u
-        # Without the states of all nodes in memory.
-        y = selective_tree_scan(
+        # Several are normalized as they are scanned, never all in memory.
+        y = trusted_selective_tree_scan(
             u, delta, A, B, C, forest, direction=self.direction, state_norm_eps=norm.eps
         )
         return norm.weight * y + norm.bias * C.sum(dim=1, keepdim=True) + D * u

@@ -1,3 +1,5 @@
+r"""The tree state space layer for any graph."""
+
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,11 +25,11 @@ from groot_graph.checks import (
 )
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
-from groot_graph.nn.parts import works_in_parts
 from groot_graph.nn.tree_ssm import TreeSSM
-from groot_graph.nn.tree_topology import TreeTopology
+from groot_graph.nn.tree_topology import TreeTopology, check_growth, works_in_parts
 
-elements_in_part = 2**24  # of a graph whose memory counts for more than its time
+# Of a graph with more the memory counts for more than the time.
+ELEMENTS_IN_PART = 2**24
 
 
 class TreeSSMConv(MessagePassing):
@@ -58,13 +60,8 @@ class TreeSSMConv(MessagePassing):
 
     The gate begins open, :math:`\mathrm{SiLU}(\mathbf{Z}) = 1` for every node, and the projections
     to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, so that a node hears most of
-    the nodes that are like it. With one state the layer begins by making neighbors alike: the mix
-    is a node and its neighbors, :math:`\mathbf{w}_0 = \mathbf{w}_1 = \mathbf{1}`. With several
-    states it begins by telling nodes apart: the mix is the node alone, :math:`\mathbf{w}_1 =
-    \mathbf{0}`, and the projections have orthonormal rows; :math:`\mathbf{W}_{\mathrm{in}}` is
-    :math:`\sqrt{6}` times as large as with one state, since larger weights turn less in a step of
-    Adam, and like nodes stay alike; the mix takes that back, :math:`\mathbf{w}_0 = 1 / \sqrt{6}`.
-    Without a mix nothing does.
+    the nodes that are like it. The mix begins as a node and its neighbors with one state, and as
+    the node alone with several.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive the size from the first
@@ -212,8 +209,9 @@ class TreeSSMConv(MessagePassing):
         Raises:
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If `x` is a pair of a bipartite graph, a shape or a device does not fit, a
-                node number is out of range, a weight is NaN, `edge_index` is missing, or
-                `edge_weight` or `root` come with a `forest`.
+                node number is out of range, `edge_index` is missing, or `edge_weight` or `root`
+                come with a `forest`.
+            NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN.
         """
         self._check_x(x)
         self._check_combination(edge_index, edge_weight, forest, root)
@@ -221,13 +219,16 @@ class TreeSSMConv(MessagePassing):
             check_forest(forest, x.size(0), x.device, "x")
         if edge_index is not None:
             edge_index = to_plain_edge_index(edge_index, x)
+            check_growth(edge_index, edge_weight, root)
 
         u, z = self.in_proj(x), self.gate_proj(x)
-        is_large = works_in_parts(u) and u.numel() > elements_in_part
+        is_large = works_in_parts(u) and u.numel() > ELEMENTS_IN_PART
         activate = partial(_recomputed, self._activate) if is_large else self._activate
         u = activate(u, edge_index)
         if forest is None:
-            forest = self.topology(u, edge_index, edge_weight, root)
+            assert edge_index is not None  # as checked where no forest is given
+            weight_name = "x" if edge_weight is None else "edge_weight"
+            forest = self.topology.grow(u, edge_index, edge_weight, root, weight_name)
         y = self.ssm(u, forest)
         return self._gate_in_parts(y, z) if is_large else self._gate(y, z)
 
@@ -238,7 +239,7 @@ class TreeSSMConv(MessagePassing):
         return self.out_proj(self.out_norm(y) * F.silu(z))
 
     def _gate_in_parts(self, y: Tensor, z: Tensor) -> Tensor:
-        size = max(1, elements_in_part // self.inner_channels)
+        size = max(1, ELEMENTS_IN_PART // self.inner_channels)
         return torch.cat(list(map(partial(_recomputed, self._gate), y.split(size), z.split(size))))
 
     def message(self, u_j: Tensor) -> Tensor:
@@ -302,7 +303,7 @@ class _OpenGate(Linear):
 
 
 def _recomputed(function: Callable[..., Tensor], *args) -> Tensor:
-    r"""The same; what it holds is found again in the backward pass."""
+    r"""What a function returns; what it holds meanwhile is found again in the backward pass."""
     return checkpoint(function, *args, use_reentrant=False)
 
 

@@ -1,51 +1,60 @@
+r"""The layer that grows a rooted spanning forest from the features of a graph."""
+
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import MessagePassing
+from torch_geometric import is_compiling
 from torch_geometric.typing import Adj, OptTensor
 
-from groot_graph import checks
 from groot_graph.checks import (
     check_choice,
-    check_device,
+    check_edge_weight,
     check_features,
-    check_not_nan,
+    check_root,
     check_shape,
     check_tensor,
 )
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
-from groot_graph.nn.parts import num_in_cache, works_in_parts
-from groot_graph.ops.minimum_spanning_forest import minimum_spanning_forest
-from groot_graph.ops.root_forest import root_forest
+from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
+from groot_graph.ops.root_forest.api import trusted_root_forest
 
 TREES = ("min", "max", "random")
 ROOTS = ("first", "last")
 
-
-def unit(x: Tensor) -> Tensor:
-    r"""Scales features to length one, as :func:`torch.nn.functional.cosine_similarity` does."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
+# So many are worked on at once that they stay in the cache of a CPU.
+ELEMENTS_IN_CACHE = 2**20
 
 
 def cosine(x_i: Tensor, x_j: Tensor) -> Tensor:
-    r"""Of features of length one. They are scaled node by node, because a node has many edges."""
+    r"""The exponential of the negative cosine similarity of features of length one: they are
+    scaled node by node, because a node has many edges.
+    """
     return torch.exp(-(x_i * x_j).sum(dim=-1))
 
 
 def euclidean(x_i: Tensor, x_j: Tensor) -> Tensor:
+    r"""The length of the difference."""
     return torch.linalg.vector_norm(x_i - x_j, ord=2, dim=-1)
 
 
 def manhattan(x_i: Tensor, x_j: Tensor) -> Tensor:
+    r"""The sum of the differences of the channels."""
     return torch.linalg.vector_norm(x_i - x_j, ord=1, dim=-1)
 
 
 METRICS = {"cosine": cosine, "euclidean": euclidean, "manhattan": manhattan}
 
 
-class TreeTopology(MessagePassing):
+def works_in_parts(x: Tensor) -> bool:
+    r"""Whether work on a tensor may go part by part: a GPU and a compiler are better off with the
+    whole.
+    """
+    return x.device.type == "cpu" and not is_compiling()
+
+
+class TreeTopology(torch.nn.Module):
     r"""Grows a rooted spanning forest from the features of a graph, as in the `"GrootVL: Tree
     Topology is All You Need in State Space Model" <https://arxiv.org/abs/2406.02395>`_ paper
     (Section 3.2).
@@ -102,7 +111,7 @@ class TreeTopology(MessagePassing):
             check_choice("metric", metric, tuple(METRICS))
         check_choice("tree", tree, TREES)
         check_choice("root", root, ROOTS)
-        super().__init__(aggr=None)
+        super().__init__()
         self.metric = metric
         self.tree = tree
         self.root = root
@@ -135,22 +144,47 @@ class TreeTopology(MessagePassing):
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If a shape or a device does not fit, a node number is out of range, a weight
-                is NaN, or a tree has no root or several.
+            ValueError: If a shape or a device does not fit, a node number is out of range, or a
+                tree has no root or several.
+            NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN.
         """
         check_features("x", x)
-        root = self.root if root is None else root
         edge_index = to_plain_edge_index(edge_index, x)
-        edge_weight = self._edge_weight(x, edge_index, edge_weight)
-        edge_mask = minimum_spanning_forest(edge_index, edge_weight, x.size(0))
-        return root_forest(edge_index, edge_mask, x.size(0), root)
+        check_growth(edge_index, edge_weight, root)
+        weight_name = "x" if edge_weight is None else "edge_weight"
+        return self.grow(x, edge_index, edge_weight, root, weight_name)
+
+    @torch.no_grad()
+    def grow(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_weight: OptTensor = None,
+        root: str | Tensor | None = None,
+        weight_name: str = "x",
+    ) -> Forest:
+        r"""Grows the forest of arguments that are known to fit. A NaN among the weights is refused
+        in the name of `weight_name`, from which they come.
+        """
+        num_nodes, root = x.size(0), self.root if root is None else root
+        if self.tree == "random":
+            edge_weight = torch.rand(edge_index.size(1), device=x.device)
+        elif edge_weight is None:
+            edge_weight = self._edge_weight(x, edge_index)
+        if self.tree == "max":
+            edge_weight = _reversed(edge_weight)
+        edge_mask = trusted_minimum_spanning_forest(edge_index, edge_weight, num_nodes, weight_name)
+        return trusted_root_forest(edge_index, edge_mask, num_nodes, root)
 
     def comparable(self, x: Tensor) -> Tensor:
         r"""The node features as :meth:`dissimilarity` takes them: in :obj:`torch.float32` at least,
         for the metric :obj:`"cosine"` scaled to length one.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return unit(x) if self.metric == "cosine" else x
+        if self.metric != "cosine":
+            return x
+        # As torch.nn.functional.cosine_similarity scales.
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
 
     def dissimilarity(self, x_i: Tensor, x_j: Tensor) -> Tensor:
         r"""The metric of pairs of :meth:`comparable` features, of shape :obj:`[*, channels]` with
@@ -159,46 +193,45 @@ class TreeTopology(MessagePassing):
         metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
         return metric(x_i, x_j)
 
-    def edge_update(self, x_i: Tensor, x_j: Tensor) -> Tensor:
-        edge_weight = self.dissimilarity(x_i, x_j)
-        check_tensor("metric(x_i, x_j)", edge_weight)
-        check_shape("metric(x_i, x_j)", edge_weight, (x_i.size(0),), "[num_edges]")
-        return edge_weight
-
-    def _edge_weight_by_metric(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def _edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
         x = self.comparable(x)
         # A metric of the user's may compare an edge with all others.
-        if isinstance(self.metric, str) and works_in_parts(x):
-            edge_weight = self._edge_weight_in_parts(x, edge_index)
-        else:
-            edge_weight = self.edge_updater(edge_index, x=x)
-        if checks.values_are_checked(edge_weight):
-            check_not_nan("x", edge_weight)
-        return edge_weight
-
-    def _edge_weight_in_parts(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if not isinstance(self.metric, str):
+            return self._checked_edge_weight(x, edge_index)
+        if not works_in_parts(x):
+            return self._gathered_edge_weight(x, edge_index)
         # Written in place: results kept between the work of one part and the next would scatter it
         # over memory that is not given back.
         edge_weight = x.new_empty(edge_index.size(1))
-        size = num_in_cache(x.size(1))
+        size = max(1, ELEMENTS_IN_CACHE // max(1, x.size(1)))
         for part, values in zip(edge_index.split(size, 1), edge_weight.split(size), strict=True):
-            values.copy_(self.edge_updater(part, x=x))
+            values.copy_(self._gathered_edge_weight(x, part))
         return edge_weight
 
-    def _edge_weight(self, x: Tensor, edge_index: Tensor, edge_weight: OptTensor) -> Tensor:
-        if edge_weight is not None:
-            check_tensor("edge_weight", edge_weight)
-            check_shape("edge_weight", edge_weight, (edge_index.size(1),), "[num_edges]")
-            check_device("edge_weight", edge_weight, "x", x.device)
-        if self.tree == "random":
-            return torch.rand(edge_index.size(1), device=x.device)
-        if edge_weight is None:
-            edge_weight = self._edge_weight_by_metric(x, edge_index)
-        if self.tree == "min":
-            return edge_weight
-        # Not -w, because the negation of unsigned and of the lowest signed integers overflows.
-        return -edge_weight if edge_weight.is_floating_point() else ~edge_weight
+    def _gathered_edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        source, target = edge_index
+        return self.dissimilarity(x.index_select(0, target), x.index_select(0, source))
+
+    def _checked_edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        edge_weight = self._gathered_edge_weight(x, edge_index)
+        check_tensor("metric(x_i, x_j)", edge_weight)
+        check_shape("metric(x_i, x_j)", edge_weight, (edge_index.size(1),), "[num_edges]")
+        return edge_weight
 
     def __repr__(self) -> str:
         metric = getattr(self.metric, "__name__", self.metric)
         return f"{self.__class__.__name__}(metric={metric}, tree={self.tree}, root={self.root})"
+
+
+def check_growth(edge_index: Tensor, edge_weight, root) -> None:
+    r"""Checks what a forest is grown from beside the features."""
+    if edge_weight is not None:
+        check_edge_weight(edge_weight, edge_index)
+    if root is not None:
+        check_root(root, edge_index)
+
+
+def _reversed(edge_weight: Tensor) -> Tensor:
+    r"""Weights in the opposite sequence."""
+    # Not -w, because the negation of unsigned and of the lowest signed integers overflows.
+    return -edge_weight if edge_weight.is_floating_point() else ~edge_weight

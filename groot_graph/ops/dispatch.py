@@ -1,6 +1,4 @@
-r"""Picks an operation's implementation by its tensors' device: the one place that knows what is
-installed.
-"""
+r"""Picks an operation's implementation by its tensors' device, and by whether CuPy is installed."""
 
 import warnings
 from collections.abc import Callable

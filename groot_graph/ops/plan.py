@@ -19,19 +19,17 @@ class Plan(NamedTuple):
 
     Attributes:
         values: What the kernels read, an IntTensor.
-        backend: Whose kernels read it.
         order, parent: The tensors of the forest.
-        versions: Theirs, or None where nobody counts them.
-        stream: The stream that it was made on, or None where it came along with the forest, and is
-            there where the forest is.
+        state: Theirs and the device's as the plan was made; None of a plan that always serves, as
+            the forest lives no longer than a trace or an operation.
+        came_along: Whether the plan was made with the forest, and is there wherever that is.
     """
 
     values: Tensor
-    backend: str
     order: Tensor
     parent: Tensor
-    versions: tuple[int, int] | None
-    stream: int | None
+    state: tuple | None
+    came_along: bool
 
 
 def plan_of(forest: Forest) -> Tensor:
@@ -39,19 +37,30 @@ def plan_of(forest: Forest) -> Tensor:
     device reads values.
     """
     kept = forest._plan
-    if kept is not None and _serves(kept, forest):
+    if kept is not None and (kept.state is None or _serves(kept, forest)):
         return kept.values
-    values = _make_plan(forest.order, forest.parent)
-    if _is_lasting(forest):
-        forest._plan = _plan(forest, values, current_stream(forest.device))
+    order, parent = forest.order, forest.parent
+    if not makes_plain_tensors():
+        return _make_plan(order, parent)
+    values = implementation("root_forest", parent.device, "_plan")(order, parent)
+    state = _state(order, parent, came_along=False)
+    if state is not None and not torch.is_inference_mode_enabled():
+        forest._plan = Plan(values, order, parent, state, came_along=False)
     return values
 
 
 def with_plan(order: Tensor, parent: Tensor, values: Tensor) -> Forest:
-    r"""A forest that comes with its plan."""
+    r"""A forest that its plan comes along with, inside of an operation."""
     forest = Forest._of(order, parent)
-    forest._plan = _plan(forest, values, None)
+    forest._plan = Plan(values, order, parent, None, came_along=True)
     return forest
+
+
+def keep_plan(forest: Forest, values: Tensor) -> None:
+    r"""Keeps a plan that was made with the forest."""
+    order, parent = forest.order, forest.parent
+    state = _state(order, parent, came_along=True)
+    forest._plan = Plan(values, order, parent, state, came_along=True)
 
 
 def empty_plan(parent: Tensor) -> Tensor:
@@ -60,37 +69,28 @@ def empty_plan(parent: Tensor) -> Tensor:
     return parent.new_empty(size, dtype=torch.int32)
 
 
-def _plan(forest: Forest, values: Tensor, stream: int | None) -> Plan:
-    tensors = forest.order, forest.parent
-    return Plan(values, backend(forest.device), *tensors, _versions(*tensors), stream)
-
-
 def _serves(kept: Plan, forest: Forest) -> bool:
-    if kept.order is not forest.order or kept.parent is not forest.parent:
+    order, parent, came_along = forest.order, forest.parent, kept.came_along
+    if kept.order is not order or kept.parent is not parent:
         return False
-    if kept.backend != backend(forest.device):
-        return False
+    # A trace would take it for a constant, whatever is written into the forest later.
     if torch.compiler.is_compiling():
-        return kept.stream is None
-    if kept.stream not in (None, current_stream(forest.device)):
-        return False
-    return kept.versions is None or kept.versions == _versions(forest.order, forest.parent)
+        return came_along
+    return kept.state == _state(order, parent, came_along)
 
 
-def _versions(order: Tensor, parent: Tensor) -> tuple[int, int] | None:
+def _state(order: Tensor, parent: Tensor, came_along: bool) -> tuple | None:
+    r"""What a plan is outdated by when it changes; None in a trace and of tensors of inference
+    mode, whose versions nobody counts, and in a CUDA graph, to which a plan would belong.
+    """
     if torch.compiler.is_compiling() or order.is_inference() or parent.is_inference():
         return None
-    return order._version, parent._version
-
-
-def _is_lasting(forest: Forest) -> bool:
-    r"""Whether a plan that is made now may serve later calls: none may that belongs to a trace, to
-    a CUDA graph or to inference mode.
-    """
-    if not makes_plain_tensors() or torch.is_inference_mode_enabled():
-        return False
-    is_inference = forest.order.is_inference() or forest.parent.is_inference()
-    return not is_inference and not is_captured(forest.device)
+    name, stream = backend(order.device), None
+    if name == "cuda" and not came_along:
+        if is_captured(order.device):
+            return None
+        stream = current_stream(order.device)
+    return name, stream, order._version, parent._version
 
 
 @torch.library.custom_op(

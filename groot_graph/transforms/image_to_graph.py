@@ -1,3 +1,5 @@
+r"""An image as a graph of its pixels."""
+
 from os import PathLike, fspath
 from typing import Any
 

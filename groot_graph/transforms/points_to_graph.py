@@ -1,3 +1,5 @@
+r"""Points as a graph of their nearest neighbors."""
+
 from typing import Any
 
 import numpy as np

@@ -1,3 +1,5 @@
+r"""A text as a graph of its tokens."""
+
 from typing import Any
 
 import torch

@@ -1,3 +1,5 @@
+r"""Any graph as the spanning forest that grows over it."""
+
 from collections.abc import Callable
 
 from torch import Tensor

@@ -1,3 +1,5 @@
+r"""What the transforms of raw inputs share."""
+
 from typing import Any
 
 import torch

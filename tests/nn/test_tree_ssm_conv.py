@@ -4,10 +4,11 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GPSConv, Sequential, SoftmaxAggregation, to_hetero
+from torch_geometric.nn import GPSConv, MessagePassing, Sequential, SoftmaxAggregation, to_hetero
 from torch_geometric.utils import scatter
 
 import groot_graph
@@ -53,7 +54,7 @@ def test_parts_of_a_large_graph_give_what_it_gives_as_a_whole(elements, monkeypa
     conv, x = perturbed(TreeSSMConv(5, 7, expand=1.5)), torch.randn(17, 5, requires_grad=True)
     edge_index, inputs = random_graph(17, 60), [x, *conv.parameters()]
     whole = conv(x, edge_index)
-    monkeypatch.setattr(groot_graph.nn.tree_ssm_conv, "elements_in_part", elements)
+    monkeypatch.setattr(groot_graph.nn.tree_ssm_conv, "ELEMENTS_IN_PART", elements)
     parts = conv(x, edge_index)
     assert_close(parts, whole)
     grad = torch.randn_like(whole)
@@ -494,3 +495,14 @@ def test_aggregation_of_another_width_is_refused():
         ValueError, match=r"'aggr\(x\)' must have shape .* = \[4, 14\], got \[4, 28\]"
     ):
         TreeSSMConv(5, 7, aggr=Widening())(x, EDGE_INDEX)
+
+
+def test_the_layer_alone_passes_messages():
+    conv = TreeSSMConv(4, 4)
+    assert [module for module in conv.modules() if isinstance(module, MessagePassing)] == [conv]
+
+
+def test_no_value_is_read_that_is_not_there():
+    conv = TreeSSMConv(4, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert conv(torch.randn(3, 4), torch.tensor([[0, 1], [1, 2]])).shape == (3, 4)

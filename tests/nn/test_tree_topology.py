@@ -7,8 +7,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch_geometric.data import Batch, Data
 
-import groot_graph.nn.parts
-from groot_graph import Forest, minimum_spanning_forest
+import groot_graph.nn.tree_topology
+from groot_graph import Forest, NotANumberError, minimum_spanning_forest
 from groot_graph.nn import TreeTopology
 from tests.equipment.adjacencies import FORMS, adjacency_forms
 from tests.equipment.graphs import random_graph
@@ -75,7 +75,7 @@ def test_same_forest_as_scipy(metric, tree, sign, num_nodes, num_edges, channels
 def test_the_metric_in_parts_gives_the_same_forest(metric, elements, monkeypatch):
     x, edge_index = torch.randn(17, 5), random_graph(17, 60)
     forest = TreeTopology(metric)(x, edge_index)
-    monkeypatch.setattr(groot_graph.nn.parts, "elements_in_cache", elements)
+    monkeypatch.setattr(groot_graph.nn.tree_topology, "ELEMENTS_IN_CACHE", elements)
     assert TreeTopology(metric)(x, edge_index).parent.equal(forest.parent)
 
 
@@ -270,3 +270,30 @@ def test_bad_input(arguments, error, message):
 def test_bad_metric(metric, error, message):
     with pytest.raises(error, match=message):
         TreeTopology(metric)(x, EDGE_INDEX)
+
+
+@pytest.mark.parametrize("tree", ["min", "max"])
+def test_a_nan_is_told_in_the_name_of_what_was_given(tree):
+    topology = TreeTopology(tree=tree)
+    with pytest.raises(NotANumberError, match="'x' must give a dissimilarity .* NaN at edge 0"):
+        topology(x * torch.nan, EDGE_INDEX)
+    weight = torch.tensor([1.0, 2.0, torch.nan, 3.0])
+    with pytest.raises(NotANumberError, match="'edge_weight' must not hold NaN, got NaN at edge 2"):
+        topology(x, EDGE_INDEX, weight)
+    # Weights that a layer has computed are told in the name of its features.
+    with pytest.raises(NotANumberError, match="'x' must .* NaN at edge 2"):
+        topology.grow(x, EDGE_INDEX, weight)
+
+
+def test_a_compiled_topology_tells_a_nan_and_a_node_out_of_range():
+    compiled = torch.compile(TreeTopology(), backend="aot_eager", fullgraph=True)
+    compiled(x, EDGE_INDEX)
+    with pytest.raises(NotANumberError, match="'x' must give a dissimilarity"):
+        compiled(x * torch.nan, EDGE_INDEX)
+
+
+def test_a_random_forest_computes_no_weight():
+    def refuse(x_i, x_j):
+        raise AssertionError("a weight was computed")
+
+    assert TreeTopology(refuse, tree="random")(x, EDGE_INDEX).num_nodes == 4

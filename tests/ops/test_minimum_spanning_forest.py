@@ -276,3 +276,19 @@ def test_nan_is_refused_in_every_dtype_and_on_self_loops(dtype):
     edge_weight = torch.tensor([1.0, math.nan]).to(dtype)
     with pytest.raises(ValueError, match="'edge_weight' must"):
         minimum_spanning_forest(torch.tensor([[0, 1], [1, 1]]), edge_weight)
+
+
+@pytest.mark.parametrize("node", [-1, 4])
+def test_a_compiled_graph_refuses_a_node_out_of_range(node):
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda edge_index, weight: minimum_spanning_forest(edge_index, weight, 4),
+        backend="aot_eager",
+        fullgraph=True,
+    )
+    edge_index, weight = torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.rand(3)
+    assert compiled(edge_index, weight).all()
+    edge_index[1, 1] = node
+    with pytest.raises(ValueError, match=f"from 0 to num_nodes - 1 = 3, got {node}"):
+        compiled(edge_index, weight)
+    torch.compiler.reset()

@@ -310,3 +310,21 @@ def test_masked_edge_out_of_range_is_refused():
     edge_index = torch.tensor([[0, 7], [1, 2]])
     with pytest.raises(ValueError, match="'edge_index' must .*got 7"):
         root_forest(edge_index, torch.tensor([True, False]), num_nodes=3)
+
+
+@pytest.mark.parametrize("node", [-1, 4])
+def test_a_compiled_graph_refuses_a_node_out_of_range(node):
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda edge_index, root: root_forest(edge_index, None, 4, root).parent,
+        backend="aot_eager",
+        fullgraph=True,
+    )
+    edge_index, root = torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([2])
+    assert compiled(edge_index, root).tolist() == [1, 2, 2, 2]
+    with pytest.raises(ValueError, match=f"'root' .* num_nodes - 1 = 3, got {node}"):
+        compiled(edge_index, torch.tensor([node]))
+    edge_index[1, 1] = node
+    with pytest.raises(ValueError, match=f"'edge_index' .* num_nodes - 1 = 3, got {node}"):
+        compiled(edge_index, root)
+    torch.compiler.reset()

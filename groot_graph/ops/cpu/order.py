@@ -42,8 +42,8 @@ class PlacedForest(NamedTuple):
 
 def placed(forest: Forest) -> PlacedForest:
     r"""The forest as the kernels visit it."""
-    num_bundles, bundles, above, flags = _parts(plan_of(forest), forest.num_nodes)
     order = forest.order.contiguous().numpy()
+    num_bundles, bundles, above, flags = _parts(plan_of(forest), len(order))
     return PlacedForest(order, above, flags, bundles[: num_bundles[0] + 1])
 
 
@@ -53,9 +53,9 @@ def make_plan(order: Tensor, parent: Tensor) -> Tensor:
     plan = torch.empty(plan_size(num_nodes), dtype=torch.int32)
     num_bundles, bundles, above, flags = _parts(plan, num_nodes)
     place_of_node, first_place = np.full_like(above, -1), np.empty(num_nodes + 1, np.int64)
-    nodes = order.contiguous().numpy()
-    arguments = nodes, parent.contiguous().numpy(), place_of_node, first_place
-    wrong = _prepare(*arguments, num_bundles, bundles, above, flags)
+    nodes, parents = order.contiguous().numpy(), parent.contiguous().numpy()
+    known = place_of_node, first_place, num_bundles, bundles, above, flags
+    wrong = _prepare(nodes, parents, *known)
     if wrong >= 0:
         raise ValueError(
             "'forest' must hold every node once in 'order', parents before their children, "
@@ -65,26 +65,22 @@ def make_plan(order: Tensor, parent: Tensor) -> Tensor:
 
 
 def plan_size(num_nodes: int) -> int:
-    r"""How many numbers of 32 bits a plan takes: the bundles and how many they are, with 64 bits
-    each, then the places above, with 64 bits where 32 do not number them, then bytes of flags.
+    r"""How many numbers of 32 bits a plan takes: of 64 bits each the number of bundles and where
+    they begin, then the places above, of 64 bits where 32 do not number them, then the flags.
     """
-    size_of_places = num_nodes * (1 + num_nodes // 2**31)
-    return 2 * _most_starts(num_nodes) + 2 + size_of_places + num_nodes // 4 + 1
-
-
-def _most_starts(num_nodes: int) -> int:
-    return num_nodes // NODES_PER_BUNDLE + 2
+    most_starts = num_nodes // NODES_PER_BUNDLE + 2
+    return 2 + 2 * most_starts + num_nodes * (1 + num_nodes // 2**31) + num_nodes // 4 + 1
 
 
 def _parts(plan: Tensor, num_nodes: int) -> tuple[np.ndarray, ...]:
     r"""The number of bundles, where they begin, the places above, the flags: views of the plan."""
     words = plan.numpy()
-    begin_above = 2 * _most_starts(num_nodes) + 2
-    starts = words[:begin_above].view(np.int64)
     number = np.dtype(np.int32 if num_nodes < 2**31 else np.int64)
-    begin_flags = begin_above + num_nodes * number.itemsize // 4
-    above = words[begin_above:begin_flags].view(number)
-    return starts[:1], starts[1:], above, words[begin_flags:].view(np.uint8)[:num_nodes]
+    begin_flags = len(words) - num_nodes // 4 - 1
+    begin_above = begin_flags - num_nodes * number.itemsize // 4
+    starts = words[: begin_above - begin_above % 2].view(np.int64)
+    above, flags = words[begin_above:begin_flags].view(number), words[begin_flags:].view(np.uint8)
+    return starts[:1], starts[1:], above, flags[:num_nodes]
 
 
 @njit(cache=True, nogil=True)

@@ -22,7 +22,15 @@ CACHE_LINE = 64
 
 def flat(tensor: Tensor) -> np.ndarray:
     r"""A tensor's elements as the flat array that vectors are loaded from and stored to."""
-    return tensor.detach().contiguous().view(-1).numpy()
+    return all_flat(tensor)[0]
+
+
+def all_flat(*tensors: Tensor) -> list[np.ndarray]:
+    r"""The flat array of every tensor."""
+    arrays = []
+    for tensor in tensors:
+        arrays.append(tensor.detach().contiguous().view(-1).numpy())
+    return arrays
 
 
 class Vector(types.Type):

@@ -6,13 +6,11 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from groot_graph import checks
 from groot_graph.checks import (
-    check_device,
     check_edge_index,
+    check_edge_weight,
     check_node_range,
     check_not_nan,
     check_num_nodes,
-    check_shape,
-    check_tensor,
 )
 from groot_graph.ops.dispatch import implementation
 
@@ -49,9 +47,9 @@ def minimum_spanning_forest(
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
-        ValueError: If shapes or devices do not fit, a node number is out of range or a weight is
-            NaN. On CUDA tensors the last two are checked only under
-            :func:`torch_geometric.set_debug`.
+        ValueError: If shapes or devices do not fit or a node number is out of range.
+        NotANumberError: If a weight is NaN. On CUDA tensors node numbers and weights are checked
+            only under :func:`torch_geometric.set_debug`.
 
     Example:
         >>> import torch
@@ -60,7 +58,8 @@ def minimum_spanning_forest(
         >>> minimum_spanning_forest(edge_index, torch.tensor([1.0, 3.0, 2.0, 5.0]))
         tensor([ True, False,  True,  True])
     """
-    check_edges(edge_index, edge_weight)
+    check_edge_index(edge_index)
+    check_edge_weight(edge_weight, edge_index)
     check_num_nodes(num_nodes)
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
     if checks.values_are_checked(edge_index):
@@ -75,18 +74,6 @@ def trusted_minimum_spanning_forest(
     is refused, in the name of what the caller gave.
     """
     return _minimum_spanning_forest(edge_index, edge_weight.detach(), num_nodes, weight_name)
-
-
-def check_edges(edge_index, edge_weight) -> None:
-    check_edge_index(edge_index)
-    check_tensor("edge_weight", edge_weight)
-    if edge_weight.dtype in (torch.bool, torch.uint64) or edge_weight.is_complex():
-        raise TypeError(
-            "'edge_weight' must have a floating point dtype or an integer one that int64 holds, "
-            f"got {edge_weight.dtype}"
-        )
-    check_shape("edge_weight", edge_weight, (edge_index.size(1),), "[num_edges]")
-    check_device("edge_weight", edge_weight, "edge_index", edge_index.device)
 
 
 @torch.library.custom_op(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from groot_graph.ops.cuda.launch import MOST_THREADS, launch, on_current_stream, word
-from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, comparable
+from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, int32_keys
 
 
 @on_current_stream
@@ -17,7 +17,7 @@ def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_no
     if num_nodes == 0 or num_edges == 0:
         return edge_index.new_zeros(num_edges, dtype=torch.bool)
     source, target = edge_index.contiguous()
-    weight, is_float = comparable(edge_weight)
+    weight, is_float = int32_keys(edge_weight)
     num_rounds = most_rounds(num_nodes, num_edges)
 
     edge_mask = edge_index.new_empty(num_edges, dtype=torch.bool)

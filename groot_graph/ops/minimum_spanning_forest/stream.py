@@ -8,11 +8,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from groot_graph import checks
-from groot_graph.checks import check_node_range, check_not_nan, check_num_nodes
-from groot_graph.ops.minimum_spanning_forest.api import (
-    check_edges,
-    trusted_minimum_spanning_forest,
+from groot_graph.checks import (
+    check_edge_index,
+    check_edge_weight,
+    check_node_range,
+    check_not_nan,
+    check_num_nodes,
 )
+from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
 
 
 class NumberedEdges(NamedTuple):
@@ -55,10 +58,11 @@ def minimum_spanning_forest_stream(
 
     Raises:
         TypeError: If an argument or a chunk has the wrong type or dtype.
-        ValueError: If shapes, devices or dtypes do not fit, a node number is out of range or a
-            weight is NaN (on CUDA tensors the last two are checked only under
-            :func:`torch_geometric.set_debug`), this process is not in the `group`, its processes
-            have different `num_nodes`, or another one failed.
+        ValueError: If shapes, devices or dtypes do not fit, a node number is out of range, this
+            process is not in the `group`, its processes have different `num_nodes`, or another one
+            failed.
+        NotANumberError: If a weight is NaN. On CUDA tensors node numbers and weights are checked
+            only under :func:`torch_geometric.set_debug`.
 
     Example:
         >>> import torch
@@ -133,7 +137,8 @@ def _check_chunk(chunk, num_nodes: int, before: NumberedEdges | None) -> None:
             f"must be a pair (edge_index, edge_weight), got {type(chunk).__name__}{length}"
         )
     edge_index, edge_weight = chunk
-    check_edges(edge_index, edge_weight)
+    check_edge_index(edge_index)
+    check_edge_weight(edge_weight, edge_index)
     if before is not None:
         _check_same("dtype", edge_weight.dtype, before.edge_weight.dtype)
         _check_same("device", edge_weight.device, before.edge_weight.device)

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor
 
 # The kernels number nodes and edges with 32 bits.
-MOST = 2**31 - 1
+LARGEST_INT32 = 2**31 - 1
 
 
 def check_sizes(num_nodes: int, num_edges: int) -> None:
-    if max(num_nodes, num_edges) > MOST:
+    if max(num_nodes, num_edges) > LARGEST_INT32:
         raise ValueError(
-            f"'edge_index' must have at most {MOST} edges and 'num_nodes' must be at most that, "
-            f"got {num_edges} and {num_nodes}"
+            f"'edge_index' must have at most {LARGEST_INT32} edges and 'num_nodes' must be at most "
+            f"that, got {num_edges} and {num_nodes}"
         )
 
 
-def comparable(edge_weight: Tensor) -> tuple[Tensor, bool]:
+def int32_keys(edge_weight: Tensor) -> tuple[Tensor, bool]:
     r"""An int32 for every weight that compares as the weights do, and whether it is the bits of a
     float32.
     """

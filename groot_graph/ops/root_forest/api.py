@@ -17,7 +17,7 @@ from groot_graph.checks import (
 )
 from groot_graph.forest import Forest
 from groot_graph.ops.dispatch import has_cuda_kernels, implementation
-from groot_graph.ops.plan import empty_plan, with_plan
+from groot_graph.ops.plan import empty_plan, keep_plan
 
 
 def root_forest(
@@ -85,10 +85,11 @@ def trusted_root_forest(
     r"""Roots a forest of edges that are known to fit."""
     name, nodes = (root, None) if isinstance(root, str) else ("given", root)
     order, parent, plan = _root_forest(edge_index, edge_mask, num_nodes, name, nodes)
-    # Only the CUDA kernels find the plan on their way.
-    if has_cuda_kernels(parent.device):
-        return with_plan(order, parent, plan)
-    return Forest._of(order, parent)
+    forest = Forest._of(order, parent)
+    # Only the CUDA kernels find it on their way.
+    if plan.numel() > 0:
+        keep_plan(forest, plan)
+    return forest
 
 
 @torch.library.custom_op(
@@ -104,15 +105,12 @@ def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
     compute = implementation("root_forest", edge_index.device)
     forest = compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
     order, parent, *plan = forest
-    return order, parent, *(plan or [_no_plan(parent)])
+    return order, parent, *(plan or [parent.new_empty(0, dtype=torch.int32)])
 
 
 @_root_forest.register_fake
 def _(edge_index, edge_mask, num_nodes, root, root_nodes):
     order, parent = edge_index.new_empty(num_nodes), edge_index.new_empty(num_nodes)
-    plan = empty_plan(parent) if has_cuda_kernels(parent.device) else _no_plan(parent)
-    return order, parent, plan
-
-
-def _no_plan(parent: Tensor) -> Tensor:
-    return parent.new_empty(0, dtype=torch.int32)
+    if has_cuda_kernels(parent.device):
+        return order, parent, empty_plan(parent)
+    return order, parent, parent.new_empty(0, dtype=torch.int32)

@@ -1,4 +1,4 @@
-r"""Rooting as Numba kernels: adjacency by counting, one walk for the parents, one for the order."""
+r"""Rooting as Numba kernels: adjacency by counting, a search for the parents, one for the order."""
 
 import numpy as np
 import torch
@@ -21,44 +21,54 @@ def root_forest_cpu(
         source, target = source[is_kept], target[is_kept]
     number = np.int32 if max(num_nodes, 2 * len(source)) < 2**31 else np.int64
     start, neighbor = np.zeros(num_nodes + 1, number), np.empty(2 * len(source), number)
-    if not _fill_adjacency(source, target, start, neighbor):
-        check_node_range(edge_index, num_nodes)
 
     parent, size = np.full(num_nodes, -1, np.int64), np.ones(num_nodes, number)
-    walked, tree_start = np.empty(num_nodes, number), np.empty(num_nodes + 1, number)
-    num_trees = _walk_from_lowest(start, neighbor, parent, walked, tree_start)
+    visited, tree_start = np.empty(num_nodes, number), np.empty(num_nodes + 1, number)
+    num_trees = _find_trees(source, target, start, neighbor, parent, visited, tree_start)
+    if num_trees < 0:
+        check_node_range(edge_index, num_nodes)
     check_acyclic(num_nodes, num_trees, len(source))
-    _sum_sizes(parent, walked, size)
 
     tree_start = tree_start[: num_trees + 1]
-    roots = _roots(root, walked, tree_start)
-    _move_roots(parent, size, tree_start, roots)
+    roots = _roots(root, visited, tree_start)
     order = np.empty(num_nodes, np.int64)
-    _heavy_last_preorder(start, neighbor, parent, size, roots, order)
+    _order_nodes(start, neighbor, visited, tree_start, roots, parent, size, order)
     return torch.from_numpy(order), torch.from_numpy(parent)
 
 
-def root_forest_plan_cpu(order: Tensor, parent: Tensor) -> Tensor:
-    return make_plan(order, parent)
+root_forest_plan_cpu, root_forest_plan_size_cpu = make_plan, plan_size
 
 
-def root_forest_plan_size_cpu(num_nodes: int) -> int:
-    return plan_size(num_nodes)
-
-
-def _roots(root: "str | Tensor", walked: np.ndarray, tree_start: np.ndarray) -> np.ndarray:
+def _roots(root: "str | Tensor", visited: np.ndarray, tree_start: np.ndarray) -> np.ndarray:
     r"""One root per tree, the trees by their lowest node."""
     first_of_tree = tree_start[:-1]
     if isinstance(root, str):
-        lowest = walked[first_of_tree]
+        lowest = visited[first_of_tree]
         if root == "first" or len(lowest) == 0:
             return lowest
-        return np.maximum.reduceat(walked, first_of_tree)
-    tree = np.empty_like(walked)
-    tree[walked] = np.repeat(np.arange(len(first_of_tree)), np.diff(tree_start))
+        return np.maximum.reduceat(visited, first_of_tree)
+    tree = np.empty_like(visited)
+    tree[visited] = np.repeat(np.arange(len(first_of_tree)), np.diff(tree_start))
     tree_of_root = tree[root.numpy()]
     check_one_root_per_tree(len(first_of_tree), len(root), len(np.unique(tree_of_root)))
-    return root.numpy()[np.argsort(tree_of_root)].astype(walked.dtype)
+    return root.numpy()[np.argsort(tree_of_root)].astype(visited.dtype)
+
+
+@njit(cache=True, nogil=True)
+def _find_trees(source, target, start, neighbor, parent, visited, tree_start):
+    r"""Lists the neighbors, then visits the trees; returns how many there are, or -1 at a node that
+    is out of range.
+    """
+    if not _fill_adjacency(source, target, start, neighbor):
+        return -1
+    return _visit_from_lowest(start, neighbor, parent, visited, tree_start)
+
+
+@njit(cache=True, nogil=True)
+def _order_nodes(start, neighbor, visited, tree_start, roots, parent, size, order):
+    _sum_sizes(parent, visited, size)
+    _move_roots(parent, size, tree_start, roots)
+    _heavy_last_preorder(start, neighbor, parent, size, roots, order)
 
 
 @njit(cache=True, nogil=True)
@@ -97,34 +107,34 @@ def _fill_adjacency(source, target, start, neighbor):
 
 
 @njit(cache=True, nogil=True)
-def _walk_from_lowest(start, neighbor, parent, walked, tree_start):
+def _visit_from_lowest(start, neighbor, parent, visited, tree_start):
     r"""Visits tree after tree, breadth first from its lowest node; returns how many there are."""
-    num_trees = num_walked = num_seen = 0
+    num_trees = num_visited = num_seen = 0
     for root in range(len(parent)):
         if parent[root] >= 0:
             continue
-        tree_start[num_trees] = num_walked
+        tree_start[num_trees] = num_visited
         num_trees += 1
         parent[root] = root
-        walked[num_seen] = root
+        visited[num_seen] = root
         num_seen += 1
-        while num_walked < num_seen:
-            node = walked[num_walked]
-            num_walked += 1
+        while num_visited < num_seen:
+            node = visited[num_visited]
+            num_visited += 1
             for place in range(start[node], start[node + 1]):
                 other = neighbor[place]
                 if parent[other] < 0:
                     parent[other] = node
-                    walked[num_seen] = other
+                    visited[num_seen] = other
                     num_seen += 1
-    tree_start[num_trees] = num_walked
+    tree_start[num_trees] = num_visited
     return num_trees
 
 
 @njit(cache=True, nogil=True)
-def _sum_sizes(parent, walked, size):
-    for place in range(len(walked) - 1, -1, -1):
-        node = walked[place]
+def _sum_sizes(parent, visited, size):
+    for place in range(len(visited) - 1, -1, -1):
+        node = visited[place]
         if parent[node] != node:
             size[parent[node]] += size[node]
 

@@ -1,8 +1,8 @@
 r"""The two passes over a tree as Numba kernels: rows of channels as SIMD vectors, trees and
 channels in parallel.
 
-Rows are held in node order. A walk backwards through the forest's order meets children before their
-parents, a walk forwards parents before their children; a row that a walk writes is still in the
+Rows are held in node order. A pass backwards through the forest's order meets children before their
+parents, a pass forwards parents before their children; a row that a pass writes is still in the
 cache when it is read again.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from groot_graph.forest import Forest
 from groot_graph.ops.cpu.order import LAST_CHILD, LEAF, ROOT, PlacedForest, placed
 from groot_graph.ops.cpu.simd import (
-    flat,
+    all_flat,
     lanes,
     load,
     multiply,
@@ -48,28 +48,23 @@ def tree_scan_backward_cpu(
     return grad_x, grad_transition
 
 
-def _run(kernel, forest: PlacedForest, *rows: Tensor) -> None:
-    r"""Runs a kernel on every pair of a segment of trees and a block of channels."""
-    channels = rows[0].size(1)
-    # One block while there are segments enough to share out: rows are then read in one piece.
-    enough_segments = forest.num_bundles >= 2 * torch.get_num_threads()
-    width = CHANNELS_PER_BLOCK if enough_segments else CHANNELS_PER_BLOCK // 4
-    num_blocks = -(-channels // width)
-    num_units = forest.num_bundles * num_blocks
-    run_in_chunks(kernel, num_units, forest, channels, width, *map(flat, rows))
+def _run(kernel, placed: PlacedForest, *rows: Tensor) -> None:
+    r"""Runs a kernel on every pair of a bundle of trees and a block of channels."""
+    channels, num_bundles = rows[0].size(1), len(placed.bundles) - 1
+    # One block while there are bundles enough to share out: rows are then read in one piece.
+    has_enough_bundles = num_bundles >= 2 * torch.get_num_threads()
+    width = CHANNELS_PER_BLOCK if has_enough_bundles else CHANNELS_PER_BLOCK // 4
+    num_units = num_bundles * -(-channels // width)
+    run_in_chunks(kernel, num_units, placed, channels, width, *all_flat(*rows))
 
 
 @njit(forceinline=True)
-def _unit(forest, channels, width, unit):
+def _unit(placed, channels, width, unit):
     r"""The range of places and the range of channels of one unit of work."""
     num_blocks = -(-channels // width)
-    segment, first = unit // num_blocks, unit % num_blocks * width
-    return (
-        forest.bundles[segment],
-        forest.bundles[segment + 1],
-        first,
-        min(first + width, channels),
-    )
+    bundle, first = unit // num_blocks, unit % num_blocks * width
+    start, stop = placed.bundles[bundle], placed.bundles[bundle + 1]
+    return start, stop, first, min(first + width, channels)
 
 
 @njit(forceinline=True)
@@ -144,10 +139,10 @@ def _take_from_parent(xi, transition, h, row, above, first, last):
 
 
 @njit(cache=True, nogil=True)
-def _both(first_unit, last_unit, forest, channels, width, x, transition, h):
-    order, places_above, flags, _ = forest
+def _both(first_unit, last_unit, placed, channels, width, x, transition, h):
+    order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
-        start, stop, first, last = _unit(forest, channels, width, unit)
+        start, stop, first, last = _unit(placed, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
             node, flag = order[place], flags[place]
             if not flag & ROOT:
@@ -166,10 +161,10 @@ def _both(first_unit, last_unit, forest, channels, width, x, transition, h):
 
 
 @njit(cache=True, nogil=True)
-def _up(first_unit, last_unit, forest, channels, width, x, transition, xi):
-    order, places_above, flags, _ = forest
+def _up(first_unit, last_unit, placed, channels, width, x, transition, xi):
+    order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
-        start, stop, first, last = _unit(forest, channels, width, unit)
+        start, stop, first, last = _unit(placed, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
             node, flag = order[place], flags[place]
             row, above = node * channels, order[places_above[place]] * channels
@@ -180,10 +175,10 @@ def _up(first_unit, last_unit, forest, channels, width, x, transition, xi):
 
 
 @njit(cache=True, nogil=True)
-def _down(first_unit, last_unit, forest, channels, width, x, transition, h):
-    order, places_above, flags, _ = forest
+def _down(first_unit, last_unit, placed, channels, width, x, transition, h):
+    order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
-        start, stop, first, last = _unit(forest, channels, width, unit)
+        start, stop, first, last = _unit(placed, channels, width, unit)
         for place in range(start, stop):
             node = order[place]
             row, above = node * channels, order[places_above[place]] * channels
@@ -225,12 +220,12 @@ def _multiply_rows(left, left_row, right, right_row, target, row, first, last):
 
 @njit(cache=True, nogil=True)
 def _up_backward(
-    first_unit, last_unit, forest, channels, width, grad, transition, xi, grad_x, grad_transition
+    first_unit, last_unit, placed, channels, width, grad, transition, xi, grad_x, grad_transition
 ):
     r"""x̄_i = ḡ_i + a_i x̄_p,  ā_i = x̄_p ξ_i."""
-    order, places_above, flags, _ = forest
+    order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
-        start, stop, first, last = _unit(forest, channels, width, unit)
+        start, stop, first, last = _unit(placed, channels, width, unit)
         for place in range(start, stop):
             node = order[place]
             row, above = node * channels, order[places_above[place]] * channels
@@ -244,12 +239,12 @@ def _up_backward(
 
 @njit(cache=True, nogil=True)
 def _down_backward(
-    first_unit, last_unit, forest, channels, width, grad, transition, h, grad_x, grad_transition
+    first_unit, last_unit, placed, channels, width, grad, transition, h, grad_x, grad_transition
 ):
     r"""x̄_i = ḡ_i + Σ a_c x̄_c,  ā_i = x̄_i h_p."""
-    order, places_above, flags, _ = forest
+    order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
-        start, stop, first, last = _unit(forest, channels, width, unit)
+        start, stop, first, last = _unit(placed, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
             node, flag = order[place], flags[place]
             row, above = node * channels, order[places_above[place]] * channels
@@ -266,7 +261,7 @@ def _down_backward(
 def _both_backward(
     first_unit,
     last_unit,
-    forest,
+    placed,
     channels,
     width,
     grad,
@@ -276,11 +271,11 @@ def _both_backward(
     grad_x,
     grad_transition,
 ):
-    r"""γ = up(ḡ) and ξ = up(x), held in the outputs until the walk down turns them into Γ and ā."""
+    r"""γ = up(ḡ) and ξ = up(x), held in the outputs until the pass down turns them into Γ and ā."""
     gamma, xi = grad_x, grad_transition
-    order, places_above, flags, _ = forest
+    order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
-        start, stop, first, last = _unit(forest, channels, width, unit)
+        start, stop, first, last = _unit(placed, channels, width, unit)
         for place in range(stop - 1, start - 1, -1):
             node, flag = order[place], flags[place]
             if not flag & ROOT:
