@@ -11,7 +11,7 @@ from torch import Tensor
 
 from groot_graph.forest import Forest
 from groot_graph.lasting import current_stream, is_captured, makes_plain_tensors
-from groot_graph.ops.dispatch import backend, implementation
+from groot_graph.ops import dispatch
 
 
 class Plan(NamedTuple):
@@ -42,7 +42,7 @@ def plan_of(forest: Forest) -> Tensor:
     order, parent = forest.order, forest.parent
     if not makes_plain_tensors():
         return _make_plan(order, parent)
-    values = implementation("root_forest", parent.device, "_plan")(order, parent)
+    values = dispatch.implementation("root_forest", parent.device, "_plan")(order, parent)
     state = _state(order, parent, came_along=False)
     if state is not None and not torch.is_inference_mode_enabled():
         forest._plan = Plan(values, order, parent, state, came_along=False)
@@ -65,7 +65,7 @@ def keep_plan(forest: Forest, values: Tensor) -> None:
 
 def empty_plan(parent: Tensor) -> Tensor:
     r"""Room for a plan."""
-    size = implementation("root_forest", parent.device, "_plan_size")(parent.size(0))
+    size = dispatch.implementation("root_forest", parent.device, "_plan_size")(parent.size(0))
     return parent.new_empty(size, dtype=torch.int32)
 
 
@@ -85,7 +85,7 @@ def _state(order: Tensor, parent: Tensor, came_along: bool) -> tuple | None:
     """
     if torch.compiler.is_compiling() or order.is_inference() or parent.is_inference():
         return None
-    name, stream = backend(order.device), None
+    name, stream = dispatch.backend(order.device), None
     if name == "cuda" and not came_along:
         if is_captured(order.device):
             return None
@@ -97,7 +97,7 @@ def _state(order: Tensor, parent: Tensor, came_along: bool) -> tuple | None:
     "groot_graph::scan_plan", mutates_args=(), schema="(Tensor order, Tensor parent) -> Tensor"
 )
 def _make_plan(order, parent):
-    return implementation("root_forest", parent.device, "_plan")(order, parent)
+    return dispatch.implementation("root_forest", parent.device, "_plan")(order, parent)
 
 
 @_make_plan.register_fake

@@ -12,7 +12,7 @@ from groot_graph.checks import (
     check_shape,
 )
 from groot_graph.forest import Forest
-from groot_graph.ops.dispatch import backend, implementation
+from groot_graph.ops.dispatch import has_cuda_kernels, implementation
 from groot_graph.ops.dtypes import operand_dtype
 from groot_graph.ops.plan import plan_of, with_plan
 
@@ -118,7 +118,7 @@ def _(grad, x, transition, h, order, parent, plan, direction):
 def _setup_context(ctx, inputs, output):
     x, transition, order, parent, plan, ctx.direction = inputs
     # The CUDA kernels find h again on their way.
-    h = x.new_empty(0) if backend(x.device) == "cuda" else output
+    h = x.new_empty(0) if has_cuda_kernels(x.device) else output
     ctx.save_for_backward(x, transition, h, order, parent, plan)
 
 
