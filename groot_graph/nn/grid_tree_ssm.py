@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Conv2d, LayerNorm, Linear
 
-from groot_graph.checks import check_floating, check_positive_int, check_shape
+from groot_graph.checks import check_floating, check_positive_int, check_shape, check_tensor
 from groot_graph.graphs import grid_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import TreeTopology
@@ -111,9 +111,11 @@ class GridTreeSSM(torch.nn.Module):
 
     def propagate(self, u: Tensor) -> Tensor:
         r"""Grows a tree over every grid of inner features and passes the states along it."""
-        nodes = u.flatten(0, 2)
+        batch_size, height, width, _ = u.shape
+        edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
         edge_weight = None if self.topology.tree == "random" else self._edge_weight(u)
-        forest = self.topology.grow(nodes, grid_edges(u), edge_weight)
+        nodes = u.flatten(0, 2)
+        forest = self.topology.grow(nodes, edge_index, edge_weight)
         return self.ssm(nodes, forest).view(u.shape)
 
     @torch.no_grad()
@@ -122,15 +124,10 @@ class GridTreeSSM(torch.nn.Module):
         u = self.topology.comparable(u)
         vertical = self.topology.dissimilarity(u[:, :-1], u[:, 1:])
         horizontal = self.topology.dissimilarity(u[:, :, :-1], u[:, :, 1:])
+        if not isinstance(self.topology.metric, str):
+            _check_edge_weight(vertical, u[:, 1:])
+            _check_edge_weight(horizontal, u[:, :, 1:])
         return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
-
-
-def grid_edges(x: Tensor) -> Tensor:
-    r"""The edges of a batch of grids of features :obj:`[batch, height, width, channels]`. Shared by
-    all of one size and device: copy it before changing it.
-    """
-    batch_size, height, width, _ = x.shape
-    return grid_edge_index(height, width, num_graphs=batch_size, device=x.device)
 
 
 def convolve(conv: Conv2d, x: Tensor) -> Tensor:
@@ -140,3 +137,10 @@ def convolve(conv: Conv2d, x: Tensor) -> Tensor:
         # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
         x = x.contiguous()
     return conv(x).permute(0, 2, 3, 1).contiguous()
+
+
+def _check_edge_weight(edge_weight, x_j: Tensor) -> None:
+    r"""Checks what a metric of the user's returns."""
+    check_tensor("metric(x_i, x_j)", edge_weight)
+    shape = tuple(x_j.shape[:-1])
+    check_shape("metric(x_i, x_j)", edge_weight, shape, "[batch, rows, columns]")

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from groot_graph.errors import NotANumberError
+from groot_graph.graphs import grid_edge_index
 from groot_graph.nn import GridTreeSSM
-from groot_graph.nn.grid_tree_ssm import convolve, grid_edges
+from groot_graph.nn.grid_tree_ssm import convolve
 from groot_graph.transforms import ImageToGraph
 
 
@@ -79,20 +81,28 @@ def test_hooks_run(x):
     assert sorted(seen) == ["conv", "in_proj", "out_norm", "out_proj", "ssm"]
 
 
-def test_grid_edges_are_those_of_image_to_graph_and_built_once():
-    x = torch.zeros(3, 4, 5, 7)
-    edge_index = grid_edges(x)
+def test_its_edges_are_those_of_image_to_graph_and_built_once(x, monkeypatch):
+    seen = []
+
+    def noted(*args, **kwargs):
+        seen.append(grid_edge_index(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr("groot_graph.nn.grid_tree_ssm.grid_edge_index", noted)
+    for features in (x, torch.randn(2, 5, 4, 8), x[:1]):
+        GridTreeSSM(8)(features)
+    edge_index = seen[0]
     data = ImageToGraph()(x.permute(0, 3, 1, 2))
     pairs, wanted = (set(map(tuple, edges.t().tolist())) for edges in (edge_index, data.edge_index))
     assert pairs == {pair for pair in wanted if pair[0] < pair[1]}
-    assert grid_edges(torch.ones(3, 4, 5, 2)) is edge_index
-    assert grid_edges(x[:2]) is not edge_index
+    assert seen[1] is edge_index
+    assert seen[2] is not edge_index
 
 
 def test_the_edge_weights_of_slices_are_those_of_gathered_ends():
     mixer = GridTreeSSM(8)
     u = torch.randn(2, 5, 4, 16)
-    edge_index = grid_edges(u)
+    edge_index = grid_edge_index(5, 4, num_graphs=2)
     gathered = torch.exp(-torch.cosine_similarity(*u.flatten(0, 2)[edge_index], dim=-1))
     weight = mixer._edge_weight(u)
     assert_close(weight, gathered)
@@ -122,6 +132,19 @@ def test_convolve_keeps_channels_last():
 def test_features_that_do_not_fit_are_refused(x, error, message):
     with pytest.raises(error, match=message):
         GridTreeSSM(8)(x)
+
+
+def test_features_that_hold_nan_are_told_as_such(x):
+    x[1, 2, 3] = torch.nan
+    with pytest.raises(NotANumberError, match="'x' must give a dissimilarity for every edge"):
+        GridTreeSSM(8)(x)
+
+
+def test_a_metric_of_ones_own_must_have_a_value_per_edge(x):
+    with pytest.raises(ValueError, match=r"'metric\(x_i, x_j\)' must have shape \[batch, rows"):
+        GridTreeSSM(8, metric=lambda x_i, x_j: x_i - x_j)(x)
+    with pytest.raises(TypeError, match=r"'metric\(x_i, x_j\)' must be a torch.Tensor, got int"):
+        GridTreeSSM(8, metric=lambda x_i, x_j: 0)(x)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groot_graph import checks
 from groot_graph.checks import check_bool, check_floating, check_number, check_positive_int
+from groot_graph.errors import NotANumberError
 from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, Stem, reset_projection
 from groot_graph.nn.tree_ssm import TreeSSM
 
@@ -151,6 +153,9 @@ class GrootV(nn.Module):
         Raises:
             TypeError: If `images` is not a floating point tensor.
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
+            NotANumberError: If `images` holds NaN, as :obj:`'images'`, or, in training that
+                diverges, the features of a layer do, as :obj:`'x'`. On a GPU this is checked only
+                under :func:`torch_geometric.set_debug`.
         """
         return self.head(self.pool(self.forward_features(images)[-1]))
 
@@ -167,6 +172,9 @@ class GrootV(nn.Module):
         Raises:
             TypeError: If `images` is not a floating point tensor.
             ValueError: If its shape does not fit, or a side is smaller than 32 pixels.
+            NotANumberError: If `images` holds NaN, as :obj:`'images'`, or, in training that
+                diverges, the features of a layer do, as :obj:`'x'`. On a GPU this is checked only
+                under :func:`torch_geometric.set_debug`.
         """
         return self._forward_stages(images, len(self.stages))[1:]
 
@@ -237,6 +245,9 @@ class GrootV(nn.Module):
                 f"'images' must be at least {TOTAL_STRIDE} x {TOTAL_STRIDE} pixels large, "
                 f"got {height} x {width}"
             )
+        if checks.values_are_checked(images) and bool(images.isnan().any()):
+            image = int(images.flatten(1).isnan().any(dim=1).nonzero()[0])
+            raise NotANumberError(f"'images' must not hold NaN, got NaN in image {image}")
 
 
 def grootv_micro(num_classes: int = 1000, in_channels: int = 3, **kwargs) -> GrootV:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from groot_graph.errors import NotANumberError
 from groot_graph.models import (
     GrootV,
     convert_grootv_checkpoint,
@@ -178,11 +179,11 @@ def test_stochastic_depth_grows_with_the_depth_and_keeps_the_mean():
     rates = [block.drop_path_rate for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     block = GrootVBlock(4, drop_path_rate=0.25).train()
-    dropped = block._drop_path(torch.ones(4000, 1, 1, 2))
+    dropped = block.drop_path(torch.ones(4000, 1, 1, 2))
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert dropped.mean() == pytest.approx(1, abs=0.05)
     assert dropped[..., 0].equal(dropped[..., 1])  # an image is dropped as a whole
-    assert block.eval()._drop_path(torch.ones(5)).equal(torch.ones(5))
+    assert block.eval().drop_path(torch.ones(5)).equal(torch.ones(5))
 
 
 def test_bfloat16_autocast_scans_in_float32(images):
@@ -272,6 +273,29 @@ def test_images_that_do_not_fit_are_refused(shape, message):
 def test_images_of_bytes_are_refused():
     with pytest.raises(TypeError, match="'images' must have a floating point dtype"):
         small()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("tree", ["min", "random"])
+def test_images_that_hold_nan_are_told_as_such(images, tree):
+    images[1, 2, 3, 4] = torch.nan
+    with pytest.raises(NotANumberError, match="'images' must not hold NaN, got NaN in image 1"):
+        small(tree=tree)(images)
+
+
+def test_weights_that_hold_nan_are_told_by_the_layer(images):
+    model = small()
+    with torch.no_grad():
+        model.stages[1].norm.bias.fill_(torch.nan)
+    with pytest.raises(NotANumberError, match="'x' must give a dissimilarity for every edge"):
+        model(images)
+
+
+def test_compiled_networks_tell_nan_too(images):
+    torch._dynamo.reset()
+    model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad(), pytest.raises(NotANumberError, match="'x' must give a dissimilarity"):
+        compiled(images * torch.nan)
 
 
 @pytest.mark.parametrize(
