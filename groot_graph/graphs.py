@@ -100,12 +100,15 @@ def _remembered(make: Callable[[], Tensor], device: torch.device | None, *sizes)
     r"""What was made of the same sizes before, or is made now."""
     if not makes_plain_tensors():
         return make()
+    found = torch.empty(0, device=device).device
+    key = (*sizes, found, current_stream(found) if found.type == "cuda" else None)
+    edges = _edges.pop(key, None)
+    if edges is not None:
+        _edges[key] = edges
+        return edges
     # Not a tensor of inference mode, which autograd refuses to save.
     with torch.inference_mode(False):
-        found = torch.empty(0, device=device).device
-        key = (*sizes, found, current_stream(found))
-        edges = _edges.pop(key, None)
-        edges = make() if edges is None else edges
+        edges = make()
     if not is_captured(found):
         _edges[key] = edges
         _forget_oldest()

@@ -1,5 +1,6 @@
 r"""What the stages of GrootV are made of. Features have their channels last."""
 
+from collections import OrderedDict
 from functools import partial
 
 import torch
@@ -81,29 +82,27 @@ class GrootVBlock(nn.Module):
         self.norm1 = LayerNorm(channels)
         self.mixer = GridTreeSSM(channels, **kwargs)
         self.norm2 = LayerNorm(channels)
-        self.mlp = MLP(channels, round(mlp_ratio * channels))
+        hidden_channels = round(mlp_ratio * channels)
+        fc1, fc2 = nn.Linear(channels, hidden_channels), nn.Linear(hidden_channels, channels)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop_path(self.mixer(self.norm1(x)))
-        return x + self._drop_path(self.mlp(self.norm2(x)))
-
-    def _drop_path(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_path_rate == 0:
-            return x
-        kept = 1 - self.drop_path_rate
-        return x * (x.new_empty(x.size(0), 1, 1, 1).bernoulli_(kept) / kept)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class MLP(nn.Module):
-    r"""Two linear layers with a GELU between them."""
+class DropPath(nn.Module):
+    r"""In training, leaves out a branch for some images, and scales it up for the others."""
 
-    def __init__(self, channels: int, hidden_channels: int):
+    def __init__(self, rate: float):
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.kept = 1 - rate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        if not self.training:
+            return x
+        return x * (x.new_empty(x.size(0), 1, 1, 1).bernoulli_(self.kept) / self.kept)
 
 
 @torch.no_grad()
