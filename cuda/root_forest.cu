@@ -2,15 +2,15 @@
 // subtree sizes, whatever the depth. An edge is two arcs, and arcs are numbered by (source,
 // target), so that the arcs out of a node are neighbours. Arrays are padded: how many edges are
 // kept, only the device knows.
+//
+// Compiled for one JUMP, how many splitters a jump passes in one launch, and one UNUSED, the key of
+// an arc that no kept edge has made.
 #include "common.cuh"
 
 const int NONE = -1;
-const long long UNUSED = 0x7fffffffffffffffLL;
 
-// One of so many arcs is a splitter, from which one thread walks to the next splitter.
+// One of so many arcs is a splitter, from which one thread follows the list to the next splitter.
 const unsigned int ARCS_PER_SPLITTER = 16;
-// How many splitters a jump passes in one launch.
-const int JUMP = 16;
 
 __device__ inline long long key_of(long long source, long long target) {
     return source << 32 | target;
@@ -122,19 +122,19 @@ extern "C" __global__ void link_arcs(const long long* arc_key, const long long* 
     }
 }
 
-extern "C" __global__ void walk_to_splitters(const int* next, const bool* is_splitter,
-                                             int* splitter, int* place, int* next_splitter,
-                                             int* num_to_next, long long num_arcs) {
+extern "C" __global__ void follow_to_splitters(const int* next, const bool* is_splitter,
+                                               int* splitter, int* place, int* next_splitter,
+                                               int* num_to_next, long long num_arcs) {
     for (long long start = thread_index(); start < num_arcs; start += num_threads()) {
         if (!is_splitter[start]) continue;
-        int arc = static_cast<int>(start), num_walked = 0;
+        int arc = static_cast<int>(start), num_followed = 0;
         do {
             splitter[arc] = static_cast<int>(start);
-            place[arc] = num_walked++;
+            place[arc] = num_followed++;
             arc = next[arc];
         } while (arc != NONE && !is_splitter[arc]);
         next_splitter[start] = arc;
-        num_to_next[start] = num_walked;
+        num_to_next[start] = num_followed;
     }
 }
 

@@ -1,5 +1,5 @@
-// Cuts an ordered forest into segments of bounded length, for walks whose time does not follow the
-// depth of the trees. See segments.cuh for how segments are walked.
+// Cuts an ordered forest into segments of bounded length, for scans whose time does not follow the
+// depth of the trees. See segments.cuh for how segments are scanned.
 //
 // A forest is given by its places in an order in which a subtree is a range of places: the place
 // `above` each, its own at a root, and the place where its subtree ends. The largest child's
@@ -131,8 +131,8 @@ extern "C" __global__ void mark_segments(const int* node_at, const int* above, c
             atomicAdd(starts + end[place], ONE_LINKED);
             ended_at[end[place]] = static_cast<int>(place);
         } else if (is_light(above, end, place)) {
-            atomicOr(flags + place, FIRST);
-            atomicOr(flags + end[place] - 1, LAST);
+            atomicOr(flags + place, BEGINS_BRANCH);
+            atomicOr(flags + end[place] - 1, ENDS_BRANCH);
         }
         const long long next = next_piece(above, end, place, most);
         if (next >= 0 && place / most != next / most) atomicAdd(starts + next, ONE_LINKED);

@@ -1,13 +1,13 @@
-// Walks along the segments of a forest: linear recurrences over trees in a time that does not
+// Scans over the segments of a forest: linear recurrences over trees in a time that does not
 // follow their depth.
 //
-// A segment is a range of places that one thread walks for one channel: a part of a chain with the
+// A segment is a range of places that one thread passes for one channel: a part of a chain with the
 // small subtrees that hang from it, nodes before their children (segments.cu cuts them). Along the
 // chain every sum that a recurrence makes is affine in the two values that enter the segment: what
 // its lowest node hears from below, and what its first node hears from its parent. So
 //
-//   reduce   walks every segment once and leaves it as one node of a smaller forest;
-//   finish   walks it again once those two values are known, from the smaller forest's own finish.
+//   reduce   passes every segment once and leaves it as one node of a smaller forest;
+//   finish   passes it again once those two values are known, from the smaller forest's own finish.
 //
 // The smallest forest has only whole trees as segments, and nothing enters them.
 //
@@ -16,6 +16,9 @@
 // the node hands down `down + A g`; in direction "both", `down + (1 - A^2) s + A g`, because what
 // the parent hands down counts the node's own subtree too. For a node of the input, with input x:
 // up = A x, down = x, and (1 - A^2) x in direction "both".
+//
+// Compiled for one VALUE (float or double), one DIRECTION, forward or IS_BACKWARD, and MOST_NESTED,
+// how many subtrees can hang from one another inside a segment.
 #include "common.cuh"
 #include "segment_flags.cuh"
 
@@ -33,16 +36,16 @@ __device__ constexpr bool runs_down(int vector) {
     return vector == 0 ? DIRECTION != UP : DIRECTION != DOWN;
 }
 
-// One level of the hierarchy of forests, as cut by segments.cu.
-struct Level {
-    const int* row;        // by place: the node's row in the level's arrays
+// One forest of the hierarchy, as cut by segments.cu.
+struct Tier {
+    const int* row;        // by place: the node's row in the tier's arrays
     const int* flags;      // by place
     const int* start;      // by segment: its first place
-    const int* linked_as;  // by segment: its row in the next level, or -1
+    const int* linked_as;  // by segment: its row in the next tier, or -1
     int num_segments;
 };
 
-__device__ inline Level read_level(const int* plan, long long num_places) {
+__device__ inline Tier read_tier(const int* plan, long long num_places) {
     const int* start = plan + 2 * num_places;
     const int* linked_as = start + num_places + 1;
     return {plan, plan + num_places, start, linked_as, linked_as[num_places]};
@@ -59,15 +62,11 @@ struct Node {
     Values<NUM_STATES> up, down;
 };
 
-// How many subtrees can hang from one another inside a segment: each is at most half as large as
-// the one it hangs from, and a segment has no tree of more than 1,024 nodes.
-const int DEPTH = 11;
-
-// The sums of the chains that a walk has left for a subtree, innermost last. Their number is kept
+// The sums of the chains that a pass has left for a subtree, innermost last. Their number is kept
 // outside, in a register: an array that is indexed by a variable is not.
 template <int NUM_STATES>
 struct Stack {
-    Values<NUM_STATES> kept[DEPTH];
+    Values<NUM_STATES> kept[MOST_NESTED];
 
     __device__ void push(const Values<NUM_STATES>& values, int& height) { kept[height++] = values; }
     __device__ const Values<NUM_STATES>& pop(int& height) { return kept[--height]; }
@@ -126,43 +125,43 @@ template <int AHEAD>
 struct Batch {
     int row[AHEAD], flags[AHEAD];
 
-    __device__ void set(const Level& level, int ahead, int place) {
-        row[ahead] = level.row[place];
-        flags[ahead] = level.flags[place];
+    __device__ void set(const Tier& tier, int ahead, int place) {
+        row[ahead] = tier.row[place];
+        flags[ahead] = tier.flags[place];
     }
 };
 
 template <int AHEAD>
-__device__ inline Batch<AHEAD> batch_upwards(const Level& level, int end, int first) {
+__device__ inline Batch<AHEAD> batch_upwards(const Tier& tier, int end, int first) {
     Batch<AHEAD> batch;
 #pragma unroll
     for (int ahead = 0; ahead < AHEAD; ++ahead) {
-        batch.set(level, ahead, end - 1 - ahead > first ? end - 1 - ahead : first);
+        batch.set(tier, ahead, end - 1 - ahead > first ? end - 1 - ahead : first);
     }
     return batch;
 }
 
 template <int AHEAD>
-__device__ inline Batch<AHEAD> batch_downwards(const Level& level, int begin, int end) {
+__device__ inline Batch<AHEAD> batch_downwards(const Tier& tier, int begin, int end) {
     Batch<AHEAD> batch;
 #pragma unroll
     for (int ahead = 0; ahead < AHEAD; ++ahead) {
-        batch.set(level, ahead, begin + ahead < end ? begin + ahead : end - 1);
+        batch.set(tier, ahead, begin + ahead < end ? begin + ahead : end - 1);
     }
     return batch;
 }
 
-// Walks from the leaves to the first node. `visit` gets every node with the sum of what it hears
+// From the leaves to the first node. `visit` gets every node with the sum of what it hears
 // from its children, and whether it is on the segment's chain; returns what the first node hands
 // up.
 template <int NUM_STATES, class Nodes, class Visit>
-__device__ Values<NUM_STATES> walk_up(Nodes& nodes, const Level& level, int segment,
+__device__ Values<NUM_STATES> pass_up(Nodes& nodes, const Tier& tier, int segment,
                                       Values<NUM_STATES> sum, Visit visit) {
     Stack<NUM_STATES> stack;
     int height = 0;
-    const int first = level.start[segment];
-    for (int end = level.start[segment + 1]; end > first; end -= Nodes::AHEAD) {
-        const Batch<Nodes::AHEAD> batch = batch_upwards<Nodes::AHEAD>(level, end, first);
+    const int first = tier.start[segment];
+    for (int end = tier.start[segment + 1]; end > first; end -= Nodes::AHEAD) {
+        const Batch<Nodes::AHEAD> batch = batch_upwards<Nodes::AHEAD>(tier, end, first);
         typename Nodes::Loaded loaded[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
@@ -172,14 +171,14 @@ __device__ Values<NUM_STATES> walk_up(Nodes& nodes, const Level& level, int segm
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
             if (end - 1 - ahead < first) continue;
             const int flags = batch.flags[ahead];
-            if (flags & LAST) {
+            if (flags & ENDS_BRANCH) {
                 stack.push(sum, height);
                 set(sum, 0);
             }
             const Node<NUM_STATES> node = nodes.make(loaded[ahead]);
             visit(batch.row[ahead], loaded[ahead], node, sum, height == 0);
             sum = handed_up(node, sum);
-            if (flags & FIRST) add(sum, stack.pop(height));
+            if (flags & BEGINS_BRANCH) add(sum, stack.pop(height));
             // Before a root comes another tree.
             if (flags & ROOT) set(sum, 0);
         }
@@ -187,15 +186,15 @@ __device__ Values<NUM_STATES> walk_up(Nodes& nodes, const Level& level, int segm
     return sum;
 }
 
-// Walks from the first node to the leaves. `nodes.hand_down` gets what every node hears from its
+// From the first node to the leaves. `nodes.hand_down` gets what every node hears from its
 // parent, and returns what it hands down itself.
 template <int NUM_STATES, class Nodes>
-__device__ void walk_down(Nodes& nodes, const Level& level, int segment, Values<NUM_STATES> heard) {
+__device__ void pass_down(Nodes& nodes, const Tier& tier, int segment, Values<NUM_STATES> heard) {
     Stack<NUM_STATES> stack;
     int height = 0;
-    const int end = level.start[segment + 1];
-    for (int begin = level.start[segment]; begin < end; begin += Nodes::AHEAD) {
-        const Batch<Nodes::AHEAD> batch = batch_downwards<Nodes::AHEAD>(level, begin, end);
+    const int end = tier.start[segment + 1];
+    for (int begin = tier.start[segment]; begin < end; begin += Nodes::AHEAD) {
+        const Batch<Nodes::AHEAD> batch = batch_downwards<Nodes::AHEAD>(tier, begin, end);
         typename Nodes::LoadedAgain loaded[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
@@ -206,9 +205,9 @@ __device__ void walk_down(Nodes& nodes, const Level& level, int segment, Values<
             if (begin + ahead >= end) continue;
             const int flags = batch.flags[ahead];
             if (flags & ROOT) set(heard, 0);
-            if (flags & FIRST) stack.push(heard, height);
+            if (flags & BEGINS_BRANCH) stack.push(heard, height);
             heard = nodes.hand_down(batch.row[ahead], loaded[ahead], heard);
-            if (flags & LAST) heard = stack.pop(height);
+            if (flags & ENDS_BRANCH) heard = stack.pop(height);
         }
     }
 }
@@ -217,14 +216,14 @@ __device__ void walk_down(Nodes& nodes, const Level& level, int segment, Values<
 // of the transitions along its chain. The share of (1 - A^2) s telescopes: it is (1 - A^2) s of the
 // whole segment again.
 template <int NUM_STATES, class Nodes>
-__device__ Node<NUM_STATES> reduce_segment(Nodes& nodes, const Level& level, int segment) {
+__device__ Node<NUM_STATES> reduce_segment(Nodes& nodes, const Tier& tier, int segment) {
     Node<NUM_STATES> whole;
     Values<NUM_STATES> nothing;
     set(nothing, 0);
     set(whole.down, 0);
     for (int state = 0; state < NUM_STATES; ++state) whole.transition[state] = 1;
-    whole.up = walk_up<NUM_STATES>(
-        nodes, level, segment, nothing,
+    whole.up = pass_up<NUM_STATES>(
+        nodes, tier, segment, nothing,
         [&whole](int, const typename Nodes::Loaded&, const Node<NUM_STATES>& node,
                  const Values<NUM_STATES>& sum, bool is_on_chain) {
             if (is_on_chain) add_to_chain(whole, node, sum);
@@ -232,7 +231,7 @@ __device__ Node<NUM_STATES> reduce_segment(Nodes& nodes, const Level& level, int
     return whole;
 }
 
-// The nodes of a level above the input: an array of transitions, and for every recurrence one for
+// The nodes of a tier above the input: an array of transitions, and for every recurrence one for
 // what is handed up and one for what is handed down, where it runs that way. What enters a segment
 // takes the place of the inputs that are read for the last time.
 struct Reduced {
@@ -270,7 +269,7 @@ __device__ inline void write_reduced(const Reduced& arrays, int row, long long c
     }
 }
 
-// What enters the segment that row `row` of the level above stands for.
+// What enters the segment that row `row` of the tier above stands for.
 template <int NUM_STATES>
 __device__ inline void read_entering(const Reduced& arrays, int row, long long column,
                                      int num_states, Values<NUM_STATES>& sum,
@@ -285,22 +284,22 @@ __device__ inline void read_entering(const Reduced& arrays, int row, long long c
     }
 }
 
-// Walks a segment once what enters it is known, from row `row` of the level above; nothing enters
+// Finishes a segment: what enters it is known, from row `row` of the tier above; nothing enters
 // it where that is negative.
 template <int NUM_STATES, class Nodes>
-__device__ void finish_segment(Nodes& nodes, const Level& level, int segment, const Reduced& above,
+__device__ void finish_segment(Nodes& nodes, const Tier& tier, int segment, const Reduced& above,
                                int row, long long column, int num_states) {
     Values<NUM_STATES> sum, heard;
     set(sum, 0);
     set(heard, 0);
     if (row >= 0) read_entering(above, row, column, num_states, sum, heard);
     if (IS_BACKWARD || DIRECTION != DOWN) {
-        walk_up<NUM_STATES>(
-            nodes, level, segment, sum,
+        pass_up<NUM_STATES>(
+            nodes, tier, segment, sum,
             [&nodes](int row, const typename Nodes::Loaded& loaded, const Node<NUM_STATES>&,
                      const Values<NUM_STATES>& sum, bool) { nodes.keep(row, loaded, sum); });
     }
-    if (IS_BACKWARD || DIRECTION != UP) walk_down<NUM_STATES>(nodes, level, segment, heard);
+    if (IS_BACKWARD || DIRECTION != UP) pass_down<NUM_STATES>(nodes, tier, segment, heard);
 }
 
 struct ReducedNodes {
@@ -348,41 +347,39 @@ struct ReducedNodes {
     }
 };
 
-// A thread walks one column of every `num_walks`-th segment; threads beyond these get none.
+// A thread has one column of every `at_once`-th segment; threads beyond these get none.
 struct Share {
     long long first_segment, column;
 };
 
-__device__ inline Share share_of_thread(long long num_columns, long long num_walks) {
-    const long long walk = thread_index() / num_columns;
-    return {walk < num_walks ? walk : 0x7fffffffLL, thread_index() % num_columns};
+__device__ inline Share share_of_thread(long long num_columns, long long at_once) {
+    const long long segment = thread_index() / num_columns;
+    return {segment < at_once ? segment : 0x7fffffffLL, thread_index() % num_columns};
 }
 
-extern "C" __global__ void reduce_level(const int* plan, long long num_places, long long num_walks,
-                                        VALUE* memory, long long num_rows, VALUE* memory_above,
-                                        long long num_rows_above, long long num_columns) {
-    const Level level = read_level(plan, num_places);
-    const Share share = share_of_thread(num_columns, num_walks);
+extern "C" __global__ void reduce_tier(const int* plan, long long num_places, long long at_once,
+                                       VALUE* memory, long long num_rows, VALUE* memory_above,
+                                       long long num_rows_above, long long num_columns) {
+    const Tier tier = read_tier(plan, num_places);
+    const Share share = share_of_thread(num_columns, at_once);
     ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
-    for (long long segment = share.first_segment; segment < level.num_segments;
-         segment += num_walks) {
-        if (level.linked_as[segment] < 0) continue;
-        const Node<1> whole = reduce_segment<1>(nodes, level, segment);
-        write_reduced(above, level.linked_as[segment], share.column, 1, whole);
+    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
+        if (tier.linked_as[segment] < 0) continue;
+        const Node<1> whole = reduce_segment<1>(nodes, tier, segment);
+        write_reduced(above, tier.linked_as[segment], share.column, 1, whole);
     }
 }
 
-extern "C" __global__ void finish_level(const int* plan, long long num_places, long long num_walks,
-                                        VALUE* memory, long long num_rows, VALUE* memory_above,
-                                        long long num_rows_above, long long num_columns) {
-    const Level level = read_level(plan, num_places);
-    const Share share = share_of_thread(num_columns, num_walks);
+extern "C" __global__ void finish_tier(const int* plan, long long num_places, long long at_once,
+                                       VALUE* memory, long long num_rows, VALUE* memory_above,
+                                       long long num_rows_above, long long num_columns) {
+    const Tier tier = read_tier(plan, num_places);
+    const Share share = share_of_thread(num_columns, at_once);
     ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
-    for (long long segment = share.first_segment; segment < level.num_segments;
-         segment += num_walks) {
-        const int row = level.linked_as[segment];
-        finish_segment<1>(nodes, level, segment, above, row, share.column, 1);
+    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
+        const int row = tier.linked_as[segment];
+        finish_segment<1>(nodes, tier, segment, above, row, share.column, 1);
     }
 }

@@ -4,10 +4,10 @@
 //   x_i = delta_i u_i B_i,   a_i = exp(step_i A),   y_i = C_i h_i + D u_i,
 //
 // where step is transition_delta, or delta where that is not given. The states of all nodes are
-// never in memory at once: a walk carries STATES_PER_WALK of a channel's states at a time.
+// never in memory together: a thread carries STATES_AT_ONCE of a channel's.
 //
 // Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float),
-// one DIRECTION, forward or IS_BACKWARD, STATES_PER_WALK, HAS_CHUNKS, and GROUP_SIZE, the number of
+// one DIRECTION, forward or IS_BACKWARD, STATES_AT_ONCE, HAS_CHUNKS, and GROUP_SIZE, the number of
 // neighbouring channels whose gradients of B and C are added up on the spot.
 #include "segments.cuh"
 
@@ -31,7 +31,7 @@ struct Results {
     VALUE* grad_u;
     VALUE* grad_delta;
     VALUE* grad_step;
-    VALUE* grad_A;  // [num_walks, num_channels, num_states]
+    VALUE* grad_A;  // [at_once, num_channels, num_states]
     VALUE* grad_B;  // [groups of channels, num_nodes, num_states]
     VALUE* grad_C;
 };
@@ -58,11 +58,11 @@ struct alignas(16) Chunk {
     INPUT at[SIZE];
 };
 
-// The states of a walk; those beyond `num_states` are 0. HAS_CHUNKS says that rows are made of
+// The states at once; those beyond `num_states` are 0. HAS_CHUNKS says that rows are made of
 // whole and aligned chunks.
 __device__ inline void read_states(const INPUT* from, int num_states, VALUE* states) {
 #pragma unroll
-    for (int state = 0; state < STATES_PER_WALK; ++state) {
+    for (int state = 0; state < STATES_AT_ONCE; ++state) {
         if (HAS_CHUNKS) {
             const Chunk chunk = reinterpret_cast<const Chunk*>(from)[state / Chunk::SIZE];
             states[state] = to_value(chunk.at[state % Chunk::SIZE]);
@@ -74,11 +74,11 @@ __device__ inline void read_states(const INPUT* from, int num_states, VALUE* sta
 
 struct InputNodes {
     // Fewer where every node brings the registers of many states.
-    static const int AHEAD = STATES_PER_WALK > 1 ? 2 : 4;
+    static const int AHEAD = STATES_AT_ONCE > 1 ? 2 : 4;
 
     struct Loaded {
         VALUE u, delta, step, grad;
-        VALUE B[STATES_PER_WALK], C[STATES_PER_WALK];
+        VALUE B[STATES_AT_ONCE], C[STATES_AT_ONCE];
         bool is_root;
     };
 
@@ -91,7 +91,7 @@ struct InputNodes {
     long long channel;
     long long first_state;
     bool is_padding;  // beyond the last channel, only there to complete a group
-    VALUE rate[STATES_PER_WALK], binary[STATES_PER_WALK];
+    VALUE rate[STATES_AT_ONCE], binary[STATES_AT_ONCE];
     VALUE grad_rate;
 
     __device__ long long place(int row) const { return row * operands.num_channels + channel; }
@@ -102,13 +102,13 @@ struct InputNodes {
 
     __device__ int num_states() const {
         const long long left = operands.num_states - first_state;
-        return left < STATES_PER_WALK ? static_cast<int>(left) : STATES_PER_WALK;
+        return left < STATES_AT_ONCE ? static_cast<int>(left) : STATES_AT_ONCE;
     }
 
     __device__ void start(long long state) {
         first_state = state;
         grad_rate = 0;
-        for (int state = 0; state < STATES_PER_WALK; ++state) {
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
             const bool exists = state < num_states();
             rate[state] =
                 exists ? operands.A[channel * operands.num_states + first_state + state] : VALUE(0);
@@ -138,9 +138,9 @@ struct InputNodes {
                            : loaded.grad * loaded.C[state];
     }
 
-    __device__ Node<STATES_PER_WALK> make(const Loaded& loaded) const {
-        Node<STATES_PER_WALK> node;
-        for (int state = 0; state < STATES_PER_WALK; ++state) {
+    __device__ Node<STATES_AT_ONCE> make(const Loaded& loaded) const {
+        Node<STATES_AT_ONCE> node;
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
             const VALUE transition = transition_of(loaded, state);
             node.transition[state] = transition;
             for (int vector = 0; vector < NUM_VECTORS; ++vector) {
@@ -153,20 +153,20 @@ struct InputNodes {
         return node;
     }
 
-    __device__ void keep(int row, const Loaded& loaded, const Values<STATES_PER_WALK>& sum) const {
+    __device__ void keep(int row, const Loaded& loaded, const Values<STATES_AT_ONCE>& sum) const {
         if (IS_BACKWARD || DIRECTION != UP) {
             keep_states(row, loaded, sum);
             return;
         }
         VALUE y = 0;
-        for (int state = 0; state < STATES_PER_WALK; ++state) {
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
             y += loaded.C[state] * (input_of(loaded, 0, state) + sum.at[0][state]);
         }
         add_to_output(row, loaded, y);
     }
 
     __device__ void keep_states(int row, const Loaded& loaded,
-                                const Values<STATES_PER_WALK>& sum) const {
+                                const Values<STATES_AT_ONCE>& sum) const {
         if (is_padding) return;
         const long long at = place(row);
         const int last = NUM_VECTORS - 1;
@@ -195,15 +195,15 @@ struct InputNodes {
         return loaded;
     }
 
-    __device__ Values<STATES_PER_WALK> hand_down(int row, const LoadedAgain& loaded,
-                                                 const Values<STATES_PER_WALK>& heard) {
-        Values<STATES_PER_WALK> result;
+    __device__ Values<STATES_AT_ONCE> hand_down(int row, const LoadedAgain& loaded,
+                                                const Values<STATES_AT_ONCE>& heard) {
+        Values<STATES_AT_ONCE> result;
         if (IS_BACKWARD) {
             hand_down_gradients(row, loaded, heard, result);
             return result;
         }
         VALUE y = 0;
-        for (int state = 0; state < STATES_PER_WALK; ++state) {
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
             const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, state);
             const VALUE h = along(0, own, transition_of(loaded, state), heard.at[0][state]).sum;
             result.at[0][state] = h;
@@ -225,8 +225,8 @@ struct InputNodes {
     }
 
     __device__ void hand_down_gradients(int row, const LoadedAgain& loaded,
-                                        const Values<STATES_PER_WALK>& heard,
-                                        Values<STATES_PER_WALK>& result) {
+                                        const Values<STATES_AT_ONCE>& heard,
+                                        Values<STATES_AT_ONCE>& result) {
         const int last = NUM_VECTORS - 1;
         const VALUE transition = transition_of(loaded, 0);
         const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, 0);
@@ -286,33 +286,31 @@ __device__ inline Operands read_operands(const INPUT* u, const INPUT* delta, con
     return {u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states, step != nullptr};
 }
 
-extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long num_walks,
+extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long at_once,
                                         const INPUT* u, const INPUT* delta, const INPUT* step,
                                         const INPUT* B, const INPUT* C, const INPUT* grad,
                                         const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
                                         long long num_rows_above) {
-    const Level level = read_level(plan, num_nodes);
-    const Share share = share_of_thread(num_channels, num_walks);
+    const Tier tier = read_tier(plan, num_nodes);
+    const Share share = share_of_thread(num_channels, at_once);
     const Operands operands =
         read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
     InputNodes nodes = {operands, {}, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
-    for (long long segment = share.first_segment; segment < level.num_segments;
-         segment += num_walks) {
-        const int row = level.linked_as[segment];
+    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
+        const int row = tier.linked_as[segment];
         if (row < 0) continue;
-        for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
+        for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
             nodes.start(state);
-            const Node<STATES_PER_WALK> whole =
-                reduce_segment<STATES_PER_WALK>(nodes, level, segment);
+            const Node<STATES_AT_ONCE> whole = reduce_segment<STATES_AT_ONCE>(nodes, tier, segment);
             const long long column = share.column * num_states + state;
             write_reduced(above, row, column, nodes.num_states(), whole);
         }
     }
 }
 
-extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long num_walks,
+extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long at_once,
                                         const INPUT* u, const INPUT* delta, const INPUT* step,
                                         const INPUT* B, const INPUT* C, const INPUT* grad,
                                         const VALUE* A, const VALUE* D, long long num_channels,
@@ -320,9 +318,9 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
                                         long long num_rows_above, VALUE* y, VALUE* xi, VALUE* gamma,
                                         VALUE* grad_u, VALUE* grad_delta, VALUE* grad_step,
                                         VALUE* grad_A, VALUE* grad_B, VALUE* grad_C) {
-    const Level level = read_level(plan, num_nodes);
+    const Tier tier = read_tier(plan, num_nodes);
     const long long num_columns = (num_channels + GROUP_SIZE - 1) / GROUP_SIZE * GROUP_SIZE;
-    const Share share = share_of_thread(num_columns, num_walks);
+    const Share share = share_of_thread(num_columns, at_once);
     const bool is_padding = share.column >= num_channels;
     const long long channel = is_padding ? num_channels - 1 : share.column;
     const Operands operands =
@@ -330,17 +328,16 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
     const Results results = {y, xi, gamma, grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C};
     InputNodes nodes = {operands, results, channel, 0, is_padding};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
-    for (long long segment = share.first_segment; segment < level.num_segments;
-         segment += num_walks) {
-        const int row = level.linked_as[segment];
-        for (long long state = 0; state < num_states; state += STATES_PER_WALK) {
+    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
+        const int row = tier.linked_as[segment];
+        for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
             nodes.start(state);
             const long long column = channel * num_states + state;
-            finish_segment<STATES_PER_WALK>(nodes, level, segment, above, row, column,
-                                            nodes.num_states());
+            finish_segment<STATES_AT_ONCE>(nodes, tier, segment, above, row, column,
+                                           nodes.num_states());
             if (IS_BACKWARD && !is_padding) {
-                const long long walk = share.first_segment;
-                grad_A[walk * num_channels * num_states + column] += nodes.grad_rate;
+                const long long part = share.first_segment * num_channels * num_states;
+                grad_A[part + column] += nodes.grad_rate;
             }
         }
     }

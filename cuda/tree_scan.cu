@@ -25,7 +25,7 @@ struct InputNodes {
         VALUE x, transition, grad;
     };
 
-    // With the sums of the upward walk in the place of the inputs that need them.
+    // With the sums of the pass up in the place of the inputs that need them.
     struct LoadedAgain {
         VALUE x, transition, grad;
         bool is_root;
@@ -118,36 +118,34 @@ struct InputNodes {
     }
 };
 
-extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long num_walks,
+extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long at_once,
                                         const INPUT* x, const INPUT* transition, const INPUT* grad,
                                         long long num_channels, VALUE* memory_above,
                                         long long num_rows_above) {
-    const Level level = read_level(plan, num_nodes);
-    const Share share = share_of_thread(num_channels, num_walks);
+    const Tier tier = read_tier(plan, num_nodes);
+    const Share share = share_of_thread(num_channels, at_once);
     const Operands operands = {x, transition, grad, nullptr, nullptr, nullptr, num_channels};
     InputNodes nodes = {operands, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
-    for (long long segment = share.first_segment; segment < level.num_segments;
-         segment += num_walks) {
-        if (level.linked_as[segment] < 0) continue;
-        const Node<1> whole = reduce_segment<1>(nodes, level, segment);
-        write_reduced(above, level.linked_as[segment], share.column, 1, whole);
+    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
+        if (tier.linked_as[segment] < 0) continue;
+        const Node<1> whole = reduce_segment<1>(nodes, tier, segment);
+        write_reduced(above, tier.linked_as[segment], share.column, 1, whole);
     }
 }
 
-extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long num_walks,
+extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long at_once,
                                         const INPUT* x, const INPUT* transition, const INPUT* grad,
                                         long long num_channels, VALUE* memory_above,
                                         long long num_rows_above, VALUE* h, VALUE* grad_x,
                                         VALUE* grad_transition) {
-    const Level level = read_level(plan, num_nodes);
-    const Share share = share_of_thread(num_channels, num_walks);
+    const Tier tier = read_tier(plan, num_nodes);
+    const Share share = share_of_thread(num_channels, at_once);
     const Operands operands = {x, transition, grad, h, grad_x, grad_transition, num_channels};
     InputNodes nodes = {operands, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
-    for (long long segment = share.first_segment; segment < level.num_segments;
-         segment += num_walks) {
-        const int row = level.linked_as[segment];
-        finish_segment<1>(nodes, level, segment, above, row, share.column, 1);
+    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
+        const int row = tier.linked_as[segment];
+        finish_segment<1>(nodes, tier, segment, above, row, share.column, 1);
     }
 }

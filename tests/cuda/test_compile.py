@@ -5,6 +5,8 @@ from importlib.resources import files
 import pytest
 
 from groot_graph.ops.cuda import launch
+from groot_graph.ops.cuda.plan import MOST_NESTED
+from groot_graph.ops.root_forest.cuda import MACROS
 
 nvrtc = pytest.importorskip("cupy", reason="NVRTC comes with CuPy").cuda.nvrtc
 
@@ -15,27 +17,33 @@ CAPABILITIES = [
 ]
 
 SCANS = [
-    {"VALUE": value, "INPUT": read, "DIRECTION": direction, "IS_BACKWARD": is_backward}
+    {
+        "VALUE": value,
+        "INPUT": read,
+        "DIRECTION": direction,
+        "IS_BACKWARD": is_backward,
+        "MOST_NESTED": MOST_NESTED,
+    }
     for is_backward in (0, 1)
     for direction, value, read in [
-        (0, "float", "float"),
-        (0, "double", "double"),
-        (1, "float", "Half"),
-        (2, "float", "BFloat16"),
+        ("BOTH", "float", "float"),
+        ("BOTH", "double", "double"),
+        ("UP", "float", "Half"),
+        ("DOWN", "float", "BFloat16"),
     ]
 ]
 
 # The macros that a file is compiled with: every value of each, if not every combination.
 CONFIGURATIONS = {
     "minimum_spanning_forest": [{}],
-    "root_forest": [{}],
+    "root_forest": [MACROS],
     "segments": [{}],
     "tree_scan": SCANS,
     "selective_tree_scan": [
         scan
         | {
-            "STATES_PER_WALK": 1 if scan["IS_BACKWARD"] or scan["DIRECTION"] == 0 else 8,
-            "HAS_CHUNKS": 0 if scan["IS_BACKWARD"] or scan["DIRECTION"] == 0 else 1,
+            "STATES_AT_ONCE": 1 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 8,
+            "HAS_CHUNKS": 0 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 1,
             "GROUP_SIZE": 32 if scan["IS_BACKWARD"] else 1,
         }
         for scan in SCANS

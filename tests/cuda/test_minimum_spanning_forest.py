@@ -2,7 +2,6 @@
 
 import math
 import random
-from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
@@ -11,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.utils import grid, to_undirected
 
+from groot_graph.ops.cuda import launch
 from groot_graph.ops.minimum_spanning_forest import cuda
 from groot_graph.ops.minimum_spanning_forest.cpu import minimum_spanning_forest_cpu
 from groot_graph.ops.minimum_spanning_forest.cuda import minimum_spanning_forest_cuda
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
-from tests.equipment.cuda_host import cuda_on_host
+from tests.equipment.cuda_host import cuda_on_host, recorded_launches
 from tests.equipment.cuda_host.sanitize import run_sanitized
 from tests.equipment.graphs import forest_edges, multigraphs, random_graph, to_edge_index
 
@@ -34,9 +34,12 @@ def on_host():
         yield
 
 
-def span_with(edge_index, edge_weight, num_nodes, seed, preempt, max_threads=cuda.MOST_THREADS):
+def span_with(edge_index, edge_weight, num_nodes, seed, preempt, max_threads=launch.MOST_THREADS):
     """The forest under one order of blocks and threads, found by so many threads."""
-    with cuda_on_host(seed=seed, preempt=preempt), patch.object(cuda, "MOST_THREADS", max_threads):
+    with (
+        cuda_on_host(seed=seed, preempt=preempt),
+        patch.object(launch, "MOST_THREADS", max_threads),
+    ):
         return minimum_spanning_forest_cuda(edge_index, edge_weight, num_nodes)
 
 
@@ -178,7 +181,7 @@ def test_same_mask_in_any_order_of_threads(graph, weights, preempt):
     edge_weight = WEIGHTS[weights](edge_index.size(1))
     expected = minimum_spanning_forest_reference(edge_index, edge_weight, num_nodes)
     for seed in range(4):
-        for max_threads in (256, 512, cuda.MOST_THREADS):
+        for max_threads in (256, 512, launch.MOST_THREADS):
             found = span_with(edge_index, edge_weight, num_nodes, seed, preempt, max_threads)
             assert torch.equal(found, expected)
 
@@ -213,25 +216,15 @@ def test_the_number_of_rounds(num_nodes, num_edges, num_rounds):
     assert cuda.most_rounds(num_nodes, num_edges) == num_rounds
 
 
-@contextmanager
-def recorded_launches():
-    """Every launch's kernel, number of threads and arguments, tensors left as they are."""
-    launched, launch = [], cuda.launch
-
-    def noted(operation, kernel, num_threads, *arguments):
-        launched.append((kernel, num_threads, arguments))
-        launch(operation, kernel, num_threads, *arguments)
-
-    with patch.object(cuda, "launch", noted), patch.object(cuda, "word", lambda value: value):
-        yield launched
-
-
 def test_launches_depend_on_sizes_alone():
     rounds = [("find_lowest", 300), ("join_lowest", 257)] * 9
     for edge_index in (random_graph(257, 300), torch.zeros(2, 300, dtype=torch.long)):
         with recorded_launches() as launched:
             minimum_spanning_forest_cuda(edge_index, torch.rand(300), 257)
-        assert [launch[:2] for launch in launched] == [("start_forest", 300), *rounds]
+        assert [(launch.kernel, launch.num_threads) for launch in launched] == [
+            ("start_forest", 300),
+            *rounds,
+        ]
 
 
 @pytest.mark.parametrize("graph, num_rounds", [("self-loops-only", 0), ("star", 1), ("chain", 8)])
@@ -239,7 +232,7 @@ def test_no_round_runs_after_the_last_living_edge(graph, num_rounds):
     edge_index = GRAPHS[graph](256)
     with recorded_launches() as launched:
         minimum_spanning_forest_cuda(edge_index, pairing_weights(edge_index.size(1)), 256)
-    *_, has_living, _ = launched[-1][-1]
+    *_, has_living, _ = launched[-1].arguments
     assert has_living.tolist() == [1] * num_rounds + [0] * (8 - num_rounds)
 
 

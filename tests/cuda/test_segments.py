@@ -9,9 +9,12 @@ from groot_graph.ops.root_forest.cuda import root_forest_cuda
 from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
 
-ROOT, FIRST, LAST = 1, 2, 4
+FLAGS = dict(re.findall(r"const int ([A-Z_]+) = (\d+);", launch.source("segments")))
+ROOT, BEGINS_BRANCH, ENDS_BRANCH = (
+    int(FLAGS[name]) for name in ("ROOT", "BEGINS_BRANCH", "ENDS_BRANCH")
+)
 LENGTHS = {
-    "as-on-a-gpu": {"most": plan.MOST, "few": plan.FEW},
+    "as-on-a-gpu": {"most": plan.SEGMENT_LENGTH, "few": plan.LARGEST_UNCUT},
     "short": SHORT_SEGMENTS,
     "odd": {"most": 7, "few": 9},
 }
@@ -23,19 +26,19 @@ def lengths(test):
 
 def cut(edge_index, num_nodes, length) -> tuple[Forest, list]:
     with cuda_kernels(**length):
-        order, parent, plan = root_forest_cuda(edge_index, None, num_nodes, "first")
-        return Forest(order, parent, plan), read(plan, num_nodes)
+        order, parent, forest_plan = root_forest_cuda(edge_index, None, num_nodes, "first")
+        return Forest(order, parent), read(forest_plan, num_nodes)
 
 
-def read(plan, num_nodes) -> list[dict]:
-    """The plan by levels, without what is beyond the counts."""
-    levels = []
-    for level in plan.levels_of(plan, num_nodes):
-        size = level.num_places
-        row, flags, start, linked_as, counts = level.plan.split([size, size, size + 1, size, 2])
+def read(forest_plan, num_nodes) -> list[dict]:
+    """The plan by tiers, without what is beyond the counts."""
+    tiers = []
+    for tier in plan.tiers_of(forest_plan, num_nodes):
+        size = tier.num_places
+        row, flags, start, linked_as, counts = tier.plan.split([size, size, size + 1, size, 2])
         num_segments, num_linked = counts.tolist()
         num_rows = int(start[num_segments])
-        levels.append(
+        tiers.append(
             {
                 "row": row[:num_rows].tolist(),
                 "flags": flags[:num_rows].tolist(),
@@ -45,49 +48,49 @@ def read(plan, num_nodes) -> list[dict]:
                 "num_places": size,
             }
         )
-    return levels
+    return tiers
 
 
-def check_level(level, num_rows, most, few):
-    assert sorted(level["row"]) == list(range(num_rows)), "every node has one place"
-    start = level["start"]
+def check_tier(tier, num_rows, most, few):
+    assert sorted(tier["row"]) == list(range(num_rows)), "every node has one place"
+    start = tier["start"]
     assert start[0] == 0 and start[-1] == num_rows
     longest = max((end - begin for begin, end in zip(start, start[1:], strict=False)), default=0)
-    is_highest = level["num_places"] <= few
+    is_highest = tier["num_places"] <= few
     assert longest <= most - 1 + (few if is_highest else most)
-    linked = [row for row in level["linked_as"] if row >= 0]
-    assert linked == list(range(level["num_linked"])), "linked in their sequence"
+    linked = [row for row in tier["linked_as"] if row >= 0]
+    assert linked == list(range(tier["num_linked"])), "linked in their sequence"
     for begin, end in zip(start, start[1:], strict=False):
         assert end >= begin
-        check_flags(level["flags"][begin:end])
+        check_flags(tier["flags"][begin:end])
 
 
 def check_flags(flags):
     height = 0
     for flag in flags:
-        height += bool(flag & FIRST)
-        height -= bool(flag & LAST)
+        height += bool(flag & BEGINS_BRANCH)
+        height -= bool(flag & ENDS_BRANCH)
         assert height >= 0, "what ends has begun"
     assert height == 0, "what begins in a segment ends in it"
 
 
-def check(forest, levels, length):
+def check(forest, tiers, length):
     num_rows = forest.num_nodes
-    for level, higher in zip(levels, [*levels[1:], None], strict=True):
-        check_level(level, num_rows, **length)
-        assert sum(flag & ROOT for flag in level["flags"]) <= forest.num_trees
-        num_rows = level["num_linked"]
-        assert num_rows <= (higher["num_places"] if higher else 0), "the bound of the level above"
-    is_root = [forest.parent[node] == node for node in levels[0]["row"]]
-    assert [bool(flag & ROOT) for flag in levels[0]["flags"]] == is_root
+    for tier, higher in zip(tiers, [*tiers[1:], None], strict=True):
+        check_tier(tier, num_rows, **length)
+        assert sum(flag & ROOT for flag in tier["flags"]) <= forest.num_trees
+        num_rows = tier["num_linked"]
+        assert num_rows <= (higher["num_places"] if higher else 0), "the bound of the tier above"
+    is_root = [forest.parent[node] == node for node in tiers[0]["row"]]
+    assert [bool(flag & ROOT) for flag in tiers[0]["flags"]] == is_root
 
 
 @lengths
 @pytest.mark.parametrize("kind", FOREST_KINDS)
-def test_plan_is_what_the_walks_rely_on(kind, length):
+def test_plan_is_what_the_scans_rely_on(kind, length):
     for num_nodes in (1, 2, 63, 600, 1200):
-        forest, levels = cut(forest_edges(kind, num_nodes), num_nodes, length)
-        check(forest, levels, length)
+        forest, tiers = cut(forest_edges(kind, num_nodes), num_nodes, length)
+        check(forest, tiers, length)
 
 
 @given(forest=forests(max_nodes=60))
@@ -98,8 +101,8 @@ def test_plan_of_any_forest(forest):
 
 
 def test_segments_are_nodes_of_one_chain_and_what_hangs_from_it():
-    forest, levels = cut(forest_edges("random", 1200), 1200, LENGTHS["odd"])
-    row, start = levels[0]["row"], levels[0]["start"]
+    forest, tiers = cut(forest_edges("random", 1200), 1200, LENGTHS["odd"])
+    row, start = tiers[0]["row"], tiers[0]["start"]
     for begin, end in zip(start, start[1:], strict=False):
         inside = row[begin:end]
         outside = {int(forest.parent[node]) for node in inside} - set(inside)
@@ -107,39 +110,38 @@ def test_segments_are_nodes_of_one_chain_and_what_hangs_from_it():
 
 
 def test_small_trees_share_a_segment():
-    _, levels = cut(forest_edges("isolated", 1000), 1000, LENGTHS["as-on-a-gpu"])
-    assert len(levels[0]["start"]) - 1 == -(-1000 // plan.MOST)
+    _, tiers = cut(forest_edges("isolated", 1000), 1000, LENGTHS["as-on-a-gpu"])
+    assert len(tiers[0]["start"]) - 1 == -(-1000 // plan.SEGMENT_LENGTH)
 
 
-def test_depth_of_the_walks_suffices():
-    (depth,) = re.findall(r"const int DEPTH = (\d+);", launch.source("tree_scan"))
+def test_stack_holds_all_that_is_nested():
     # What hangs from a segment's chain, one subtree from another, has 2**(k + 1) - 1 nodes or more.
-    assert max(2 * plan.MOST, plan.FEW) < 2 ** int(depth)
+    assert max(2 * plan.SEGMENT_LENGTH, plan.LARGEST_UNCUT) < 2**plan.MOST_NESTED
 
 
 @pytest.mark.parametrize("kind", ["chain", "star", "spider", "caterpillar", "binary", "random"])
-def test_walks_do_not_follow_the_depth(kind):
+def test_tiers_do_not_follow_the_depth(kind):
     num_nodes = 5000
-    _, levels = cut(forest_edges(kind, num_nodes), num_nodes, LENGTHS["as-on-a-gpu"])
-    assert len(levels) == 3
-    assert len(levels[0]["start"]) - 1 <= 3 * num_nodes / plan.MOST
-    assert len(levels[1]["row"]) <= 3 * num_nodes / plan.MOST
+    _, tiers = cut(forest_edges(kind, num_nodes), num_nodes, LENGTHS["as-on-a-gpu"])
+    assert len(tiers) == 3
+    assert len(tiers[0]["start"]) - 1 <= 3 * num_nodes / plan.SEGMENT_LENGTH
+    assert len(tiers[1]["row"]) <= 3 * num_nodes / plan.SEGMENT_LENGTH
 
 
-def test_number_of_levels_follows_the_logarithm_of_the_size():
-    sizes = {n: len(plan._level_sizes(n)) for n in (129, 10**4, 10**5, 10**6, 10**7, 10**8, 2**30)}
+def test_number_of_tiers_follows_the_logarithm_of_the_size():
+    sizes = {n: len(plan._tier_sizes(n)) for n in (129, 10**4, 10**5, 10**6, 10**7, 10**8, 2**30)}
     assert list(sizes.values()) == [2, 3, 4, 4, 5, 6, 7]
 
 
-def test_plan_holds_all_its_levels():
+def test_plan_holds_all_its_tiers():
     for num_nodes in [*range(3000), 10**6, 2**30]:
-        size = sum(4 * places + 3 for places in plan._level_sizes(num_nodes))
+        size = sum(4 * places + 3 for places in plan._tier_sizes(num_nodes))
         assert size <= plan.plan_size(num_nodes)
 
 
 def test_chains_that_follow_each_other_have_an_empty_segment_between():
     # The root is in one leg. Of the 9 others one goes on, and 8 start chains of their own.
-    forest, levels = cut(forest_edges("spider", 101), 101, LENGTHS["short"])
-    start = levels[0]["start"]
+    forest, tiers = cut(forest_edges("spider", 101), 101, LENGTHS["short"])
+    start = tiers[0]["start"]
     assert sum(begin == end for begin, end in zip(start, start[1:], strict=False)) == 7
-    check(forest, levels, LENGTHS["short"])
+    check(forest, tiers, LENGTHS["short"])

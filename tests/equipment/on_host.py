@@ -12,7 +12,7 @@ from groot_graph.ops import dispatch
 from groot_graph.ops.cuda import plan
 from tests.equipment.cuda_host import cuda_on_host
 
-# With these, trees of a few nodes take as many levels as trees of millions do otherwise.
+# With these, trees of a few nodes take as many tiers as trees of millions do otherwise.
 SHORT_SEGMENTS = {"most": 4, "few": 6}
 
 STEPS = {
@@ -31,16 +31,16 @@ def roomy_plan_size(num_nodes: int) -> int:
 def cuda_kernels(
     seed: int = 0,
     preempt: bool = False,
-    most: int = plan.MOST,
-    few: int = plan.FEW,
+    most: int = plan.SEGMENT_LENGTH,
+    few: int = plan.LARGEST_UNCUT,
 ) -> Iterator[None]:
     """Meanwhile CPU tensors are computed by what computes CUDA tensors."""
     with (
         cuda_on_host(seed, preempt),
         patch.object(dispatch, "backend", lambda device: "cuda"),
-        patch.object(plan, "MOST", most),
-        patch.object(plan, "FEW", few),
-        # Short segments shrink a forest by less from level to level.
+        patch.object(plan, "SEGMENT_LENGTH", most),
+        patch.object(plan, "LARGEST_UNCUT", few),
+        # Short segments shrink a forest by less from tier to tier.
         patch.object(plan, "plan_size", roomy_plan_size),
     ):
         yield

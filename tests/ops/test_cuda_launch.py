@@ -1,5 +1,6 @@
 import re
 import sys
+from contextlib import contextmanager
 from importlib.resources import files
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from groot_graph.nn import TreeSSMConv
 from groot_graph.ops.cuda import launch
+from tests.equipment.cuda_host import recorded_launches
+from tests.equipment.graphs import random_graph
+from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
 
 OPERATIONS = [
     file.name.removesuffix(".cu")
@@ -119,8 +124,9 @@ def test_launches_on_pytorch_s_device_and_stream(cupy):
 
     @launch.on_current_stream
     def run(tensor, number):
-        launch.launch("tree_scan", "first", 600, tensor, None, number, VALUE="float")
-        launch.launch("tree_scan", "second", 1, tensor, VALUE="float")
+        kernel = launch.bind("tree_scan", VALUE="float", INPUT="Half")
+        kernel("first", 600, tensor, None, number)
+        kernel("second", 1, tensor)
         return number
 
     assert run(tensor, 3) == 3
@@ -133,12 +139,26 @@ def test_launches_on_pytorch_s_device_and_stream(cupy):
     ]
     assert [type(word) for word in cupy.launched[0][3]] == [np.uint64, np.int64, np.int64]
     assert cupy.compiled == [
-        (launch.source("tree_scan"), ("-std=c++17", "-DVALUE=float")),
+        (launch.source("tree_scan"), ("-std=c++17", "-DINPUT=Half", "-DVALUE=float")),
+    ]
+
+
+def test_a_kernel_that_strides_gets_no_more_threads_than_run_at_once(cupy):
+    kernel = launch.bind("tree_scan")
+    for num_items in (0, 1, launch.MOST_THREADS, launch.MOST_THREADS + 1, 2**40):
+        kernel.strided("find", num_items, num_items)
+    grids = [(grid, words) for _, grid, _, words, _ in cupy.launched]
+    most = launch.MOST_THREADS // launch.THREADS_PER_BLOCK
+    assert grids == [
+        ((1,), (1,)),
+        ((most,), (launch.MOST_THREADS,)),
+        ((most,), (launch.MOST_THREADS + 1,)),
+        ((most,), (2**40,)),
     ]
 
 
 def test_nothing_is_launched_for_no_threads(cupy):
-    launch.launch("tree_scan", "first", 0, torch.zeros(0))
+    launch.bind("tree_scan")("first", 0, torch.zeros(0))
     assert cupy.launched == cupy.compiled == []
 
 
@@ -155,5 +175,51 @@ def test_an_error_leaves_device_and_stream(cupy):
 def test_the_driver_is_asked_before_anything_is_compiled(cupy):
     cupy.cuda.runtime.driverGetVersion = lambda: 12080
     with pytest.raises(RuntimeError, match="cuda12"):
-        launch.launch("tree_scan", "first", 1, torch.zeros(1))
+        launch.bind("tree_scan")("first", 1, torch.zeros(1))
     assert cupy.compiled == []
+
+
+def test_a_tensor_that_is_gone_does_not_leave_its_word_to_another(cupy):
+    kernel = launch.bind("tree_scan")
+    addresses = []
+    for size in range(1, 100):
+        tensor = torch.zeros(100 * size)
+        addresses.append(tensor.data_ptr())
+        kernel("first", 1, tensor, tensor)
+        del tensor
+    assert [words for *_, words, _ in cupy.launched] == [(at, at) for at in addresses]
+
+
+@contextmanager
+def recorded_words():
+    """What is made a word meanwhile."""
+    converted, word = [], launch.word
+
+    def record(value):
+        converted.append(value)
+        return word(value)
+
+    with patch.object(launch, "word", record):
+        yield converted
+
+
+def distinct_tensors(launched) -> set:
+    return {
+        (id(kernels), id(argument))
+        for kernels, _, _, arguments in launched
+        for argument in arguments
+        if isinstance(argument, torch.Tensor)
+    }
+
+
+@pytest.mark.parametrize("state_norm", [True, False], ids=["state_norm", "no-norm"])
+def test_a_layer_makes_each_argument_a_word_at_most_once(state_norm):
+    conv = TreeSSMConv(3, 4, state_size=2, state_norm=state_norm)
+    x, edge_index = torch.randn(300, 3), random_graph(300, 700)
+    on_host = cuda_kernels(**SHORT_SEGMENTS)
+    with on_host, recorded_launches() as launched, recorded_words() as converted:
+        conv(x, edge_index).sum().backward()
+    num_arguments = sum(len(arguments) for *_, arguments in launched)
+    num_tensors = sum(isinstance(value, torch.Tensor) for value in converted)
+    assert 0 < len(converted) <= num_arguments
+    assert num_tensors == len(distinct_tensors(launched)), "several launches share a tensor's word"

@@ -1,9 +1,10 @@
 r"""Compiles CUDA sources at run time with CuPy and launches them on PyTorch's tensors."""
 
 import re
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +28,7 @@ C_TYPES = {
 }
 
 # What a kernel takes.
-Argument: TypeAlias = Tensor | int | np.generic | None
+Argument: TypeAlias = Tensor | int | None
 
 
 def on_current_stream(function: Callable) -> Callable:
@@ -43,35 +44,53 @@ def on_current_stream(function: Callable) -> Callable:
     return call
 
 
-def launch(
-    operation: str,
-    kernel: str,
-    num_threads: int,
-    *arguments: Argument,
-    **macros: "str | int",
-) -> None:
-    r"""Runs a kernel, inside a function that is called :func:`on_current_stream`.
-
-    Args:
-        operation (str): The file that holds the kernel, :obj:`cuda/<operation>.cu`.
-        kernel (str): The kernel's name.
-        num_threads (int): How many threads are wanted; rounded up to whole blocks.
-        *arguments (Tensor or int or None): What the kernel takes, each made a :func:`word`.
-        **macros (str or int): Macros that the file is compiled with.
+def bind(operation: str, **macros: "str | int") -> "Kernels":
+    r"""The kernels of :obj:`cuda/<operation>.cu` with given macros, for the launches of one call of
+    an operation, inside a function that is called :func:`on_current_stream`.
     """
-    if num_threads == 0:
-        return
-    grid = -(-num_threads // THREADS_PER_BLOCK)
-    compiled = load(operation, tuple(sorted(macros.items())))
-    compiled.launch(kernel, grid, tuple(map(word, arguments)))
+    return Kernels(load(operation, tuple(sorted(macros.items()))))
+
+
+class Kernels:
+    r"""Launches the kernels of one source: :obj:`kernel("find_arcs", num_threads, *arguments)`.
+
+    Every launch makes its arguments words, a tensor only the first that takes it: a word costs half
+    a microsecond, and a kernel has up to 24 parameters.
+    """
+
+    def __init__(self, compiled: "CompiledSource"):
+        self._compiled = compiled
+        self._words: dict[int, tuple[weakref.ref, np.generic]] = {}
+
+    def __call__(self, kernel: str, num_threads: int, *arguments: Argument) -> None:
+        r"""Runs a kernel.
+
+        Args:
+            kernel (str): The kernel's name.
+            num_threads (int): How many threads are wanted; rounded up to whole blocks.
+            *arguments (Tensor or int or None): What the kernel takes, each made a :func:`word`.
+        """
+        if num_threads == 0:
+            return
+        grid = -(-num_threads // THREADS_PER_BLOCK)
+        self._compiled.launch(kernel, grid, tuple(map(self._word_of, arguments)))
+
+    def strided(self, kernel: str, num_items: int, *arguments: Argument) -> None:
+        r"""Runs a kernel whose threads stride over so many items."""
+        self(kernel, min(num_items, MOST_THREADS), *arguments)
+
+    def _word_of(self, value: Argument) -> np.generic:
+        if not isinstance(value, Tensor):
+            return word(value)
+        known = self._words.get(id(value))
+        # Not held alive for its word: when a tensor is gone, another one may get its id.
+        if known is None or known[0]() is not value:
+            known = self._words[id(value)] = weakref.ref(value), word(value)
+        return known[1]
 
 
 def word(value: Argument) -> np.generic:
-    r"""The eight bytes that a kernel gets: a tensor's address, a null pointer for None, a number.
-    What is one already stays: making it costs as much as passing it on.
-    """
-    if isinstance(value, np.generic):
-        return value
+    r"""The eight bytes that a kernel gets: a tensor's address, null for None, or a number."""
     if isinstance(value, Tensor):
         return np.uint64(value.data_ptr())
     return np.int64(0 if value is None else value)
@@ -119,13 +138,17 @@ class CompiledSource:
     r"""One CUDA source with given macros; CuPy compiles it once for every device."""
 
     def __init__(self, operation: str, macros: "tuple[tuple[str, str | int], ...]"):
-        self._module = _cupy().RawModule(code=source(operation), options=options(macros))
-        self._kernels: dict[str, Callable] = {}
+        self._operation, self._macros = operation, macros
+        self._functions: dict[str, Callable] = {}
 
-    def launch(self, kernel: str, grid: int, arguments: tuple) -> None:
-        if kernel not in self._kernels:
-            self._kernels[kernel] = self._module.get_function(kernel)
-        self._kernels[kernel]((grid,), (THREADS_PER_BLOCK,), arguments)
+    def launch(self, kernel: str, grid: int, words: tuple) -> None:
+        if kernel not in self._functions:
+            self._functions[kernel] = self._module.get_function(kernel)
+        self._functions[kernel]((grid,), (THREADS_PER_BLOCK,), words)
+
+    @cached_property
+    def _module(self):
+        return _cupy().RawModule(code=source(self._operation), options=options(self._macros))
 
 
 def _device_of(arguments: tuple) -> torch.device:

@@ -6,7 +6,7 @@ Nothing is read back from the device, so a CUDA graph can capture it.
 import torch
 from torch import Tensor
 
-from groot_graph.ops.cuda.launch import MOST_THREADS, launch, on_current_stream, word
+from groot_graph.ops.cuda.launch import bind, on_current_stream
 from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, int32_keys
 
 
@@ -26,18 +26,14 @@ def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_no
     lowest = edge_index.new_empty(num_nodes, dtype=torch.int64)
     has_living = edge_index.new_empty(num_rounds, dtype=torch.int32)
 
-    def run(kernel, size, *arguments):
-        launch("minimum_spanning_forest", kernel, min(size, MOST_THREADS), *arguments)
-
+    kernel = bind("minimum_spanning_forest")
+    state = link, lowest, ends, has_living
     sizes = num_edges, num_nodes, num_rounds
-    # Made words once for all rounds.
-    state = tuple(map(word, (link, lowest, ends, has_living)))
-    of_edges, of_nodes = (word(weight), word(is_float), word(num_edges)), word(num_nodes)
-    mask = word(edge_mask)
-    run("start_forest", max(sizes), source, target, *sizes, *state, mask)
-    for round_number in map(word, range(num_rounds)):
-        run("find_lowest", num_edges, *of_edges, round_number, *state)
-        run("join_lowest", num_nodes, of_nodes, round_number, *state, mask)
+    kernel.strided("start_forest", max(sizes), source, target, *sizes, *state, edge_mask)
+    offered = weight, is_float, num_edges
+    for number in range(num_rounds):
+        kernel.strided("find_lowest", num_edges, *offered, number, *state)
+        kernel.strided("join_lowest", num_nodes, num_nodes, number, *state, edge_mask)
     return edge_mask
 
 

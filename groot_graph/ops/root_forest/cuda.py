@@ -8,14 +8,17 @@ from torch import Tensor
 from groot_graph import checks
 from groot_graph.checks import check_acyclic, check_one_root_per_tree
 from groot_graph.ops.cuda import plan
-from groot_graph.ops.cuda.launch import MOST_THREADS, Argument, launch, on_current_stream
+from groot_graph.ops.cuda.launch import Kernels, bind, on_current_stream
 from groot_graph.ops.cuda.plan import cut
 
 # Arcs are numbered with 32 bits, two for every edge.
-MOST = 2**30
+MOST_NODES = 2**30
+MOST_EDGES = 2 * MOST_NODES
+# The key of an arc that no kept edge has made: it is sorted behind all others.
 UNUSED = 2**63 - 1
 # How many splitters the kernel `jump` passes in one launch.
 JUMP = 16
+MACROS: "dict[str, str | int]" = {"JUMP": JUMP, "UNUSED": f"{UNUSED}LL"}
 
 
 class Nodes(NamedTuple):
@@ -51,7 +54,7 @@ def root_forest_cuda(
     num_nodes: int,
     root: "str | Tensor" = "first",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The triple (order, parent, plan): the plan is what the scans on the GPU walk along."""
+    r"""The triple (order, parent, plan): the plan is what the scans on the GPU follow."""
     _check_sizes(num_nodes, edge_index.size(1))
     order, parent, heaviest = (edge_index.new_empty(num_nodes) for _ in range(3))
     if num_nodes == 0:
@@ -59,13 +62,14 @@ def root_forest_cuda(
     edge_index = edge_index.contiguous()
     edge_mask = None if edge_mask is None else edge_mask.contiguous()
     nodes = Nodes(*edge_index.new_empty(len(Nodes._fields), num_nodes, dtype=torch.int32))
-    is_kept = _join(edge_index, edge_mask, nodes, heaviest)
-    _choose_roots(root, nodes)
+    kernel = bind("root_forest", **MACROS)
+    is_kept = _join(kernel, edge_index, edge_mask, nodes, heaviest)
+    _choose_roots(kernel, root, nodes)
     if checks.values_are_checked(edge_index):
         _check_kept(is_kept, edge_mask, nodes.chosen, root)
-    tour = _tour(edge_index, is_kept, nodes)
-    _measure(tour, nodes, parent, heaviest)
-    _order(tour, nodes, parent, heaviest, order)
+    tour = _tour(kernel, edge_index, is_kept, nodes)
+    _measure(kernel, tour, nodes, parent, heaviest)
+    _order(kernel, tour, nodes, parent, heaviest, order)
     return order, parent, cut(nodes.node_at, nodes.above, nodes.end)
 
 
@@ -89,10 +93,10 @@ def root_forest_plan_size_cuda(num_nodes: int) -> int:
 
 
 def _check_sizes(num_nodes: int, num_edges: int) -> None:
-    if num_nodes > MOST or num_edges > 2 * MOST:
+    if num_nodes > MOST_NODES or num_edges > MOST_EDGES:
         raise ValueError(
-            f"'num_nodes' must be at most {MOST} and 'edge_index' must have at most {2 * MOST} "
-            f"edges on CUDA devices, got {num_nodes} and {num_edges}"
+            f"'num_nodes' must be at most {MOST_NODES} and 'edge_index' must have at most "
+            f"{MOST_EDGES} edges on CUDA devices, got {num_nodes} and {num_edges}"
         )
 
 
@@ -107,81 +111,79 @@ def _check_kept(is_kept: Tensor, edge_mask: Tensor | None, chosen: Tensor, root)
         check_one_root_per_tree(num_trees, num_roots, int((chosen >= 0).sum()))
 
 
-def _join(edge_index: Tensor, edge_mask: Tensor | None, nodes: Nodes, heaviest: Tensor) -> Tensor:
+def _join(
+    kernel: Kernels, edge_index: Tensor, edge_mask: Tensor | None, nodes: Nodes, heaviest: Tensor
+) -> Tensor:
     r"""Labels every node by the lowest of its tree; returns which edges make up the trees."""
     num_edges, num_nodes = edge_index.size(1), nodes.link.size(0)
     is_kept = nodes.link.new_empty(num_edges)
-    arguments: tuple[Argument, ...]
-    arguments = (nodes.link, nodes.chosen, nodes.first_arc, nodes.end_arc, heaviest)
-    _launch("start_nodes", num_nodes, *arguments, num_nodes)
-    arguments = (edge_index, edge_mask, nodes.link, is_kept)
-    _launch("join_edges", num_edges, *arguments, num_edges, num_nodes)
-    _launch("label_nodes", num_nodes, nodes.link, nodes.label, num_nodes)
+    started = nodes.link, nodes.chosen, nodes.first_arc, nodes.end_arc, heaviest
+    kernel.strided("start_nodes", num_nodes, *started, num_nodes)
+    edges = edge_index, edge_mask, nodes.link, is_kept
+    kernel.strided("join_edges", num_edges, *edges, num_edges, num_nodes)
+    kernel.strided("label_nodes", num_nodes, nodes.link, nodes.label, num_nodes)
     return is_kept
 
 
-def _choose_roots(root: "str | Tensor", nodes: Nodes) -> None:
+def _choose_roots(kernel: Kernels, root: "str | Tensor", nodes: Nodes) -> None:
     num_nodes = nodes.label.size(0)
-    arguments: tuple[Argument, ...]
+    offered, num_offered = None, num_nodes
     if isinstance(root, Tensor):
-        arguments = (root.contiguous(), nodes.label, nodes.chosen, root.size(0))
-        _launch("choose_roots", root.size(0), *arguments, num_nodes)
-    elif root == "last":
-        arguments = (None, nodes.label, nodes.chosen, num_nodes)
-        _launch("choose_roots", num_nodes, *arguments, num_nodes)
+        offered, num_offered = root.contiguous(), root.size(0)
+    elif root == "first":
+        return
+    labels = nodes.label, nodes.chosen
+    kernel.strided("choose_roots", num_offered, offered, *labels, num_offered, num_nodes)
 
 
-def _tour(edge_index: Tensor, is_kept: Tensor, nodes: Nodes) -> Tour:
+def _tour(kernel: Kernels, edge_index: Tensor, is_kept: Tensor, nodes: Nodes) -> Tour:
     num_edges = edge_index.size(1)
     num_arcs = 2 * min(num_edges, nodes.link.size(0) - 1)
     arc_key = edge_index.new_full((num_arcs,), UNUSED)
     num_kept = is_kept.cumsum(0, dtype=torch.int32)
-    arguments: tuple[Argument, ...] = (edge_index, is_kept, num_kept, arc_key)
-    _launch("list_arcs", num_edges, *arguments, num_edges)
+    kernel.strided("list_arcs", num_edges, edge_index, is_kept, num_kept, arc_key, num_edges)
     arc_key, listed_as = arc_key.sort()
 
     arcs = nodes.link.new_empty(9, num_arcs)
     arc_of_listed, twin, following, splitter, place, *lists = arcs
     is_splitter = torch.empty_like(arc_key, dtype=torch.bool)
-    arguments = (arc_key, listed_as, arc_of_listed, nodes.first_arc, nodes.end_arc)
-    _launch("find_arcs", num_arcs, *arguments, num_arcs)
-    arguments += (nodes.label, nodes.chosen, twin, following, is_splitter)
-    _launch("link_arcs", num_arcs, *arguments, num_arcs)
-    arguments = (following, is_splitter, splitter, place, *lists[:2], num_arcs)
-    _launch("walk_to_splitters", num_arcs, *arguments)
+    sorted_arcs = arc_key, listed_as, arc_of_listed, nodes.first_arc, nodes.end_arc
+    kernel.strided("find_arcs", num_arcs, *sorted_arcs, num_arcs)
+    linked = nodes.label, nodes.chosen, twin, following, is_splitter
+    kernel.strided("link_arcs", num_arcs, *sorted_arcs, *linked, num_arcs)
+    followed = following, is_splitter, splitter, place, *lists[:2]
+    kernel.strided("follow_to_splitters", num_arcs, *followed, num_arcs)
     reached = 1
     while reached < num_arcs:
-        _launch("jump", num_arcs, is_splitter, *lists, num_arcs)
+        kernel.strided("jump", num_arcs, is_splitter, *lists, num_arcs)
         lists = lists[2:] + lists[:2]
         reached *= JUMP
     return Tour(arc_key, twin, splitter, place, lists[1])
 
 
-def _measure(tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor) -> None:
+def _measure(kernel: Kernels, tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor) -> None:
     r"""Parents, and the sizes of subtrees and trees."""
     num_arcs, num_nodes = tour.arc_key.size(0), parent.size(0)
-    arguments: tuple[Argument, ...] = (*tour, parent, nodes.size, nodes.enter, heaviest)
-    _launch("measure_subtrees", num_arcs, *arguments, num_arcs)
-    arguments = (nodes.label, nodes.chosen, nodes.first_arc, nodes.end_arc)
-    arguments += (tour.num_from_splitter, parent, nodes.size, nodes.enter, nodes.tree_size)
-    _launch("measure_trees", num_nodes, *arguments, num_nodes)
+    measured = parent, nodes.size, nodes.enter
+    kernel.strided("measure_subtrees", num_arcs, *tour, *measured, heaviest, num_arcs)
+    known = nodes.label, nodes.chosen, nodes.first_arc, nodes.end_arc, tour.num_from_splitter
+    kernel.strided("measure_trees", num_nodes, *known, *measured, nodes.tree_size, num_nodes)
 
 
-def _order(tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor, order: Tensor) -> None:
+def _order(
+    kernel: Kernels, tour: Tour, nodes: Nodes, parent: Tensor, heaviest: Tensor, order: Tensor
+) -> None:
     r"""Every node's place: the sum of the distances to the parent on the way from its root."""
     num_arcs, num_nodes = tour.arc_key.size(0), parent.size(0)
     light_size, offset = nodes.link.new_empty(num_arcs), nodes.link.new_empty(2 * num_nodes)
-    arguments: tuple[Argument, ...] = (tour.arc_key, parent, nodes.size, heaviest, light_size)
-    _launch("weigh_light_arcs", num_arcs, *arguments, num_arcs)
+    weighed = parent, nodes.size, heaviest, light_size
+    kernel.strided("weigh_light_arcs", num_arcs, tour.arc_key, *weighed, num_arcs)
     num_light = light_size.cumsum(0, dtype=torch.int32)
     end_of_trees = nodes.tree_size.cumsum(0, dtype=torch.int32)
-    known = (parent, nodes.size, nodes.enter, nodes.label, end_of_trees)
-    arguments = (tour.arc_key, *known, heaviest, nodes.first_arc, light_size, num_light, offset)
-    _launch("offset_subtrees", max(num_nodes, num_arcs), *arguments, num_arcs, num_nodes)
+    known = parent, nodes.size, nodes.enter, nodes.label, end_of_trees
+    light = heaviest, nodes.first_arc, light_size, num_light
+    sizes = num_arcs, num_nodes
+    kernel.strided("offset_subtrees", max(sizes), tour.arc_key, *known, *light, offset, *sizes)
     place_on_tour = offset.cumsum(0, dtype=torch.int32)
-    arguments = (*known, place_on_tour, order, nodes.node_at, nodes.above, nodes.end)
-    _launch("order_nodes", num_nodes, *arguments, num_nodes)
-
-
-def _launch(kernel: str, num_threads: int, *arguments) -> None:
-    launch("root_forest", kernel, min(num_threads, MOST_THREADS), *arguments)
+    placed = order, nodes.node_at, nodes.above, nodes.end
+    kernel.strided("order_nodes", num_nodes, *known, place_on_tour, *placed, num_nodes)

@@ -1,19 +1,63 @@
-r"""The scan along segments, as CUDA kernels that make inputs and transitions on the way."""
+r"""The scan over segments, as CUDA kernels that make inputs and transitions on the way."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.cuda.launch import C_TYPES, on_current_stream
-from groot_graph.ops.cuda.scan import MOST_WALKING_THREADS, Walks
+from groot_graph.ops.cuda.launch import on_current_stream
+from groot_graph.ops.cuda.scan import SegmentScan
 from groot_graph.ops.dtypes import computing_dtype
 from groot_graph.ops.tree_scan.cuda import tree_scan_backward_cuda, tree_scan_cuda
 
 # Channels whose gradients of B and C a warp adds up.
 LARGEST_GROUP = 32
-# States of a channel that a walk in one direction carries in registers.
+# States of a channel that a scan in one direction carries in registers.
 MOST_STATES = 8
+
+
+class Operands(NamedTuple):
+    r"""What the kernels read, in the sequence in which they take it."""
+
+    u: Tensor
+    delta: Tensor
+    step: Tensor | None
+    B: Tensor
+    C: Tensor
+    grad: Tensor | None
+    A: Tensor
+    D: Tensor | None
+    num_channels: int
+    num_states: int
+
+
+class Gradients(NamedTuple):
+    r"""Those of what has them, in the sequence in which the kernels take them."""
+
+    u: Tensor
+    delta: Tensor
+    step: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+
+class Results(NamedTuple):
+    r"""What the kernels write, in the sequence in which they take it: `y` forward, gradients
+    backward. `xi` and `gamma` hold one state of every node and channel.
+    """
+
+    y: Tensor | None = None
+    xi: Tensor | None = None
+    gamma: Tensor | None = None
+    grad_u: Tensor | None = None
+    grad_delta: Tensor | None = None
+    grad_step: Tensor | None = None
+    grad_A: Tensor | None = None
+    grad_B: Tensor | None = None
+    grad_C: Tensor | None = None
 
 
 @on_current_stream
@@ -33,21 +77,13 @@ def selective_tree_scan_cuda(
         return _normalized(
             u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
         )
-    inputs = _inputs(u, delta, A, B, C, D, transition_delta, grad=None)
-    dtype = computing_dtype(u)
-    y = torch.empty_like(inputs[0], dtype=dtype)
+    operands = _operands(u, delta, A, B, C, D, transition_delta)
+    y = _empty_like(operands.u)
     if A.size(1) == 0:
         return (y.zero_() if D is None else u * D).to(u.dtype)
-    # A walk in both directions leaves one state of every node behind, another array of u's shape.
-    states_per_walk = 1 if direction == "both" else min(_power_of_two(A.size(1)), MOST_STATES)
+    # Both directions leave one state of every node behind, in another array of u's shape.
     xi = torch.empty_like(y) if direction == "both" else None
-    macros = {
-        "STATES_PER_WALK": states_per_walk,
-        "HAS_CHUNKS": int(_has_chunks(inputs[3], inputs[4], states_per_walk)),
-        "GROUP_SIZE": 1,
-    }
-    walks = _walks(u, A, forest, direction, is_backward=False, macros=macros)
-    walks.run(inputs, (y, xi, *[None] * 7))
+    _forward_scan(operands, forest, direction).run(operands, Results(y=y, xi=xi))
     return y.to(u.dtype)
 
 
@@ -66,45 +102,75 @@ def selective_tree_scan_backward_cuda(
     state_norm_eps: float | None = None,
 ) -> tuple[Tensor, ...]:
     if state_norm_eps is not None:
-        operands = u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
-        return _normalized_backward(grad, *operands)
-    inputs = _inputs(u, delta, A, B, C, D, transition_delta, grad)
-    dtype, (num_nodes, num_channels), num_states = computing_dtype(u), u.shape, A.size(1)
+        return _normalized_backward(
+            grad, u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
+        )
+    dtype = computing_dtype(u)
+    grad_D = A.new_zeros(u.size(1)) if D is None else (grad.to(dtype) * u.to(dtype)).sum(0)
+    operands = _operands(u, delta, A, B, C, D, transition_delta, grad)
+    if A.size(1) == 0:
+        grads = _gradients_without_states(grad, operands)
+    else:
+        grads = _gradients(operands, forest, direction)
+    through_nodes = grads.u, grads.delta, grads.B, grads.C, grads.step
+    grad_u, grad_delta, grad_B, grad_C, grad_step = (value.to(u.dtype) for value in through_nodes)
+    return grad_u, grad_delta, grads.A, grad_B, grad_C, grad_D, grad_step
+
+
+def _forward_scan(operands: Operands, forest: Forest, direction: str) -> SegmentScan:
+    num_states = operands.num_states
+    # In both directions one state after another, because each is kept between the two passes.
+    states_at_once = 1 if direction == "both" else min(_power_of_two(num_states), MOST_STATES)
+    return SegmentScan(
+        "selective_tree_scan",
+        operands.u,
+        forest,
+        direction,
+        is_backward=False,
+        num_states=num_states,
+        STATES_AT_ONCE=states_at_once,
+        HAS_CHUNKS=int(_has_chunks(operands.B, operands.C, states_at_once)),
+        GROUP_SIZE=1,
+    )
+
+
+def _gradients(operands: Operands, forest: Forest, direction: str) -> Gradients:
+    u, A = operands.u, operands.A
+    (num_nodes, num_channels), num_states = u.shape, operands.num_states
     group_size = min(_power_of_two(num_channels), LARGEST_GROUP)
-    macros = {"STATES_PER_WALK": 1, "HAS_CHUNKS": 0, "GROUP_SIZE": group_size}
-    walks = _walks(u, A, forest, direction, is_backward=True, macros=macros)
+    scan = SegmentScan(
+        "selective_tree_scan",
+        u,
+        forest,
+        direction,
+        is_backward=True,
+        num_states=num_states,
+        group_size=group_size,
+        # Segments at once have gradients of A of their own, which stay smaller than those of u.
+        most_at_once=max(1, num_nodes // num_states),
+        STATES_AT_ONCE=1,
+        HAS_CHUNKS=0,
+        GROUP_SIZE=group_size,
+    )
+    num_groups = scan.num_threads_across // group_size
+    parts = Gradients(
+        u=_empty_like(u),
+        delta=_empty_like(u),
+        step=_empty_like(u),
+        A=A.new_zeros(scan.at_once, num_channels, num_states),
+        B=A.new_empty(num_groups, num_nodes, num_states),
+        C=A.new_empty(num_groups, num_nodes, num_states),
+    )
+    xi = None if direction == "down" else _empty_like(u)
+    gamma = None if direction == "up" else _empty_like(u)
+    scan.run(operands, Results(None, xi, gamma, *parts))
+    return parts._replace(A=parts.A.sum(0), B=parts.B.sum(0), C=parts.C.sum(0))
 
-    def nodes():
-        return u.new_empty(num_nodes, num_channels, dtype=dtype)
 
-    xi = nodes() if direction != "down" else None
-    gamma = nodes() if direction != "up" else None
-    grad_u, grad_delta, grad_step = (
-        values if num_states else values.zero_() for values in (nodes(), nodes(), nodes())
-    )
-    if D is not None and num_states == 0:
-        grad_u = grad * D
-    num_groups = walks.width // group_size
-    partial_A = A.new_zeros(walks.num_walks, num_channels, num_states)
-    partial_B, partial_C = (A.new_empty(num_groups, num_nodes, num_states) for _ in range(2))
-    walks.run(
-        inputs,
-        (None, xi, gamma, grad_u, grad_delta, grad_step, partial_A, partial_B, partial_C),
-    )
-    grad_A = partial_A.sum(0)
-    grad_B, grad_C = partial_B.sum(0), partial_C.sum(0)
-    grad_D = A.new_zeros(num_channels)
-    if D is not None:
-        grad_D = (grad.to(dtype) * u.to(dtype)).sum(0)
-    return (
-        grad_u.to(u.dtype),
-        grad_delta.to(u.dtype),
-        grad_A,
-        grad_B.to(u.dtype),
-        grad_C.to(u.dtype),
-        grad_D,
-        grad_step.to(u.dtype),
-    )
+def _gradients_without_states(grad: Tensor, operands: Operands) -> Gradients:
+    like = operands.u, operands.delta, operands.delta, operands.A, operands.B, operands.C
+    grads = Gradients(*map(torch.zeros_like, like))
+    return grads if operands.D is None else grads._replace(u=grad * operands.D)
 
 
 def _normalized(u, delta, A, B, C, forest, D, direction, transition_delta, eps) -> Tensor:
@@ -162,36 +228,22 @@ def _discretise(u, delta, A, B, transition_delta, s) -> tuple[Tensor, Tensor]:
     return delta.to(dtype) * u * B[:, s, None], (step.to(dtype) * A[:, s]).exp()
 
 
-def _inputs(u, delta, A, B, C, D, transition_delta, grad) -> tuple:
-    r"""What the kernels read, in the sequence in which they take it."""
-    operands = (u, delta, transition_delta, B, C, grad, A, D)
-    tensors = tuple(value if value is None else value.contiguous() for value in operands)
-    return (*tensors, *A.shape)
+def _operands(u, delta, A, B, C, D, transition_delta, grad=None) -> Operands:
+    tensors = u, delta, transition_delta, B, C, grad, A, D
+    contiguous = [value if value is None else value.contiguous() for value in tensors]
+    return Operands._make([*contiguous, *A.shape])
 
 
-def _has_chunks(B: Tensor, C: Tensor, states_per_walk: int) -> bool:
-    r"""Whether a walk's states in every row of B and C are whole and aligned runs of 16 bytes."""
-    size = states_per_walk * B.element_size()
-    is_whole = size % 16 == 0 and B.size(1) % states_per_walk == 0
+def _has_chunks(B: Tensor, C: Tensor, states_at_once: int) -> bool:
+    r"""Whether the states at once in every row of B and C are whole, aligned runs of 16 bytes."""
+    size = states_at_once * B.element_size()
+    is_whole = size % 16 == 0 and B.size(1) % states_at_once == 0
     return is_whole and B.data_ptr() % 16 == C.data_ptr() % 16 == 0
 
 
-def _walks(u, A, forest, direction, is_backward, macros) -> Walks:
-    num_nodes, num_channels = u.shape
-    num_groups = -(-num_channels // macros["GROUP_SIZE"])
-    return Walks(
-        "selective_tree_scan",
-        forest,
-        width=num_groups * macros["GROUP_SIZE"],
-        num_columns=num_channels * A.size(1),
-        dtype=computing_dtype(u),
-        direction=direction,
-        is_backward=is_backward,
-        # Every walk adds up gradients of A of its own, which stay smaller than those of u.
-        most_walks=max(1, num_nodes // max(A.size(1), 1)) if is_backward else MOST_WALKING_THREADS,
-        INPUT=C_TYPES[u.dtype],
-        **macros,
-    )
+def _empty_like(u: Tensor) -> Tensor:
+    r"""Room for u in the dtype that is computed in."""
+    return torch.empty_like(u, dtype=computing_dtype(u))
 
 
 def _power_of_two(size: int) -> int:

@@ -1,11 +1,11 @@
-r"""The scan along segments, as CUDA kernels."""
+r"""The scan over segments, as CUDA kernels."""
 
 import torch
 from torch import Tensor
 
 from groot_graph.forest import Forest
-from groot_graph.ops.cuda.launch import C_TYPES, on_current_stream
-from groot_graph.ops.cuda.scan import Walks
+from groot_graph.ops.cuda.launch import on_current_stream
+from groot_graph.ops.cuda.scan import SegmentScan
 from groot_graph.ops.dtypes import computing_dtype
 
 
@@ -13,8 +13,8 @@ from groot_graph.ops.dtypes import computing_dtype
 def tree_scan_cuda(x: Tensor, transition: Tensor, forest: Forest, direction: str) -> Tensor:
     x, transition = x.contiguous(), transition.contiguous()
     h = torch.empty_like(x, dtype=computing_dtype(x))
-    walks = _walks(x, forest, direction, is_backward=False)
-    walks.run((x, transition, None, x.size(1)), (h, None, None))
+    scan = SegmentScan("tree_scan", x, forest, direction, is_backward=False)
+    scan.run((x, transition, None, x.size(1)), (h, None, None))
     return h.to(x.dtype)
 
 
@@ -25,20 +25,6 @@ def tree_scan_backward_cuda(
     r"""The gradients of x and transition; `h` is not read."""
     grad, x, transition = grad.contiguous(), x.contiguous(), transition.contiguous()
     grad_x, grad_transition = (torch.empty_like(x, dtype=computing_dtype(x)) for _ in range(2))
-    walks = _walks(x, forest, direction, is_backward=True)
-    walks.run((x, transition, grad, x.size(1)), (None, grad_x, grad_transition))
+    scan = SegmentScan("tree_scan", x, forest, direction, is_backward=True)
+    scan.run((x, transition, grad, x.size(1)), (None, grad_x, grad_transition))
     return grad_x.to(x.dtype), grad_transition.to(x.dtype)
-
-
-def _walks(x: Tensor, forest: Forest, direction: str, is_backward: bool) -> Walks:
-    num_channels = x.size(1)
-    return Walks(
-        "tree_scan",
-        forest,
-        width=num_channels,
-        num_columns=num_channels,
-        dtype=computing_dtype(x),
-        direction=direction,
-        is_backward=is_backward,
-        INPUT=C_TYPES[x.dtype],
-    )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.equipment.cuda_host import SANITIZE_VARIABLE, compiler
+from tests.equipment.cuda_host.build import SANITIZE_VARIABLE, compiler
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def run_sanitized(script: str, *arguments: str) -> str:
