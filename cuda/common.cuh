@@ -1,5 +1,6 @@
 // What the operations share. Every file compiles with NVRTC alone: no header of CUDA or of the
-// standard library is included, and each of our own is put in once (groot_graph/ops/cuda/launch.py).
+// standard library is included, and each of our own is put in once
+// (groot_graph/ops/cuda/launch.py).
 
 // A thread's number in its grid, and the number of threads: every kernel strides over its work.
 __device__ inline long long thread_index() {

@@ -62,6 +62,23 @@ struct Node {
     Values<NUM_STATES> up, down;
 };
 
+// What a node of the input hands down, given what it hands up: `transition * input`.
+__device__ inline VALUE down_of_input(int vector, VALUE input, VALUE transition, VALUE up) {
+    return runs_up(vector) && runs_down(vector) ? input - transition * up : input;
+}
+
+// What reaches a node over the edge to its parent, without its own subtree, and the node's sum.
+struct Arrived {
+    VALUE from_outside, sum;
+};
+
+// `own` is the sum of the node's subtree, or its input where nothing runs up.
+__device__ inline Arrived arrived(int vector, VALUE own, VALUE transition, VALUE heard) {
+    if (!runs_down(vector)) return {0, own};
+    const VALUE from_outside = runs_up(vector) ? heard - transition * own : heard;
+    return {from_outside, own + transition * from_outside};
+}
+
 // The sums of the chains that a pass has left for a subtree, innermost last. Their number is kept
 // outside, in a register: an array that is indexed by a variable is not.
 template <int NUM_STATES>
@@ -347,39 +364,54 @@ struct ReducedNodes {
     }
 };
 
-// A thread has one column of every `at_once`-th segment; threads beyond these get none.
+// What a thread does on a tier: one column of every `at_once`-th segment. Threads beyond these get
+// none.
 struct Share {
-    long long first_segment, column;
+    Tier tier;
+    long long first_segment, at_once, column;
 };
 
-__device__ inline Share share_of_thread(long long num_columns, long long at_once) {
+__device__ inline Share share_of_thread(const int* plan, long long num_places, long long at_once,
+                                        long long num_columns) {
     const long long segment = thread_index() / num_columns;
-    return {segment < at_once ? segment : 0x7fffffffLL, thread_index() % num_columns};
+    return {read_tier(plan, num_places), segment < at_once ? segment : 0x7fffffffLL, at_once,
+            thread_index() % num_columns};
+}
+
+// Reduces a thread's share, where each of its nodes has one state. Trees that are whole in a
+// segment have no node above.
+template <class Nodes>
+__device__ void reduce(Nodes& nodes, const Share& share, const Reduced& above) {
+    for (long long segment = share.first_segment; segment < share.tier.num_segments;
+         segment += share.at_once) {
+        const int row = share.tier.linked_as[segment];
+        if (row < 0) continue;
+        const Node<1> whole = reduce_segment<1>(nodes, share.tier, segment);
+        write_reduced(above, row, share.column, 1, whole);
+    }
+}
+
+template <class Nodes>
+__device__ void finish(Nodes& nodes, const Share& share, const Reduced& above) {
+    for (long long segment = share.first_segment; segment < share.tier.num_segments;
+         segment += share.at_once) {
+        const int row = share.tier.linked_as[segment];
+        finish_segment<1>(nodes, share.tier, segment, above, row, share.column, 1);
+    }
 }
 
 extern "C" __global__ void reduce_tier(const int* plan, long long num_places, long long at_once,
                                        VALUE* memory, long long num_rows, VALUE* memory_above,
                                        long long num_rows_above, long long num_columns) {
-    const Tier tier = read_tier(plan, num_places);
-    const Share share = share_of_thread(num_columns, at_once);
+    const Share share = share_of_thread(plan, num_places, at_once, num_columns);
     ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
-    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
-    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
-        if (tier.linked_as[segment] < 0) continue;
-        const Node<1> whole = reduce_segment<1>(nodes, tier, segment);
-        write_reduced(above, tier.linked_as[segment], share.column, 1, whole);
-    }
+    reduce(nodes, share, reduced_arrays(memory_above, num_rows_above, num_columns));
 }
 
 extern "C" __global__ void finish_tier(const int* plan, long long num_places, long long at_once,
                                        VALUE* memory, long long num_rows, VALUE* memory_above,
                                        long long num_rows_above, long long num_columns) {
-    const Tier tier = read_tier(plan, num_places);
-    const Share share = share_of_thread(num_columns, at_once);
+    const Share share = share_of_thread(plan, num_places, at_once, num_columns);
     ReducedNodes nodes = {reduced_arrays(memory, num_rows, num_columns), share.column};
-    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_columns);
-    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
-        const int row = tier.linked_as[segment];
-        finish_segment<1>(nodes, tier, segment, above, row, share.column, 1);
-    }
+    finish(nodes, share, reduced_arrays(memory_above, num_rows_above, num_columns));
 }

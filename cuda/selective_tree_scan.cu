@@ -146,8 +146,7 @@ struct InputNodes {
             for (int vector = 0; vector < NUM_VECTORS; ++vector) {
                 const VALUE input = input_of(loaded, vector, state), up = transition * input;
                 node.up.at[vector][state] = up;
-                node.down.at[vector][state] =
-                    runs_up(vector) && runs_down(vector) ? input - transition * up : input;
+                node.down.at[vector][state] = down_of_input(vector, input, transition, up);
             }
         }
         return node;
@@ -205,23 +204,12 @@ struct InputNodes {
         VALUE y = 0;
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
             const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, state);
-            const VALUE h = along(0, own, transition_of(loaded, state), heard.at[0][state]).sum;
+            const VALUE h = arrived(0, own, transition_of(loaded, state), heard.at[0][state]).sum;
             result.at[0][state] = h;
             y += loaded.C[state] * h;
         }
         add_to_output(row, loaded, y);
         return result;
-    }
-
-    // What reaches a node over the edge to its parent, without its own subtree, and the node's sum.
-    struct Arrived {
-        VALUE from_outside, sum;
-    };
-
-    __device__ Arrived along(int vector, VALUE own, VALUE transition, VALUE heard) const {
-        if (!runs_down(vector)) return {0, own};
-        const VALUE from_outside = runs_up(vector) ? heard - transition * own : heard;
-        return {from_outside, own + transition * from_outside};
     }
 
     __device__ void hand_down_gradients(int row, const LoadedAgain& loaded,
@@ -231,8 +219,8 @@ struct InputNodes {
         const VALUE transition = transition_of(loaded, 0);
         const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, 0);
         const VALUE own_grad = runs_up(last) ? loaded.gamma : input_of(loaded, last, 0);
-        const Arrived x = along(0, own, transition, heard.at[0][0]);
-        const Arrived grad = along(last, own_grad, transition, heard.at[last][0]);
+        const Arrived x = arrived(0, own, transition, heard.at[0][0]);
+        const Arrived grad = arrived(last, own_grad, transition, heard.at[last][0]);
         result.at[0][0] = x.sum;
         result.at[last][0] = grad.sum;
 
@@ -292,18 +280,19 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
                                         const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
                                         long long num_rows_above) {
-    const Tier tier = read_tier(plan, num_nodes);
-    const Share share = share_of_thread(num_channels, at_once);
+    const Share share = share_of_thread(plan, num_nodes, at_once, num_channels);
     const Operands operands =
         read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
     InputNodes nodes = {operands, {}, share.column};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
-    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
-        const int row = tier.linked_as[segment];
+    for (long long segment = share.first_segment; segment < share.tier.num_segments;
+         segment += at_once) {
+        const int row = share.tier.linked_as[segment];
         if (row < 0) continue;
         for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
             nodes.start(state);
-            const Node<STATES_AT_ONCE> whole = reduce_segment<STATES_AT_ONCE>(nodes, tier, segment);
+            const Node<STATES_AT_ONCE> whole =
+                reduce_segment<STATES_AT_ONCE>(nodes, share.tier, segment);
             const long long column = share.column * num_states + state;
             write_reduced(above, row, column, nodes.num_states(), whole);
         }
@@ -318,9 +307,8 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
                                         long long num_rows_above, VALUE* y, VALUE* xi, VALUE* gamma,
                                         VALUE* grad_u, VALUE* grad_delta, VALUE* grad_step,
                                         VALUE* grad_A, VALUE* grad_B, VALUE* grad_C) {
-    const Tier tier = read_tier(plan, num_nodes);
     const long long num_columns = (num_channels + GROUP_SIZE - 1) / GROUP_SIZE * GROUP_SIZE;
-    const Share share = share_of_thread(num_columns, at_once);
+    const Share share = share_of_thread(plan, num_nodes, at_once, num_columns);
     const bool is_padding = share.column >= num_channels;
     const long long channel = is_padding ? num_channels - 1 : share.column;
     const Operands operands =
@@ -328,12 +316,13 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
     const Results results = {y, xi, gamma, grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C};
     InputNodes nodes = {operands, results, channel, 0, is_padding};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
-    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
-        const int row = tier.linked_as[segment];
+    for (long long segment = share.first_segment; segment < share.tier.num_segments;
+         segment += at_once) {
+        const int row = share.tier.linked_as[segment];
         for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
             nodes.start(state);
             const long long column = channel * num_states + state;
-            finish_segment<STATES_AT_ONCE>(nodes, tier, segment, above, row, column,
+            finish_segment<STATES_AT_ONCE>(nodes, share.tier, segment, above, row, column,
                                            nodes.num_states());
             if (IS_BACKWARD && !is_padding) {
                 const long long part = share.first_segment * num_channels * num_states;

@@ -54,8 +54,7 @@ struct InputNodes {
             const VALUE input = vector == 0 ? loaded.x : loaded.grad;
             const VALUE up = transition * input;
             node.up.at[vector][0] = up;
-            node.down.at[vector][0] =
-                runs_up(vector) && runs_down(vector) ? input - transition * up : input;
+            node.down.at[vector][0] = down_of_input(vector, input, transition, up);
         }
         return node;
     }
@@ -88,33 +87,22 @@ struct InputNodes {
     __device__ Values<1> hand_down(int row, const LoadedAgain& loaded,
                                    const Values<1>& heard) const {
         const long long at = place(row);
-        const Pair x = along(0, loaded.x, loaded.transition, heard);
+        const int last = NUM_VECTORS - 1;
+        const Arrived x = arrived(0, loaded.x, loaded.transition, heard.at[0][0]);
         Values<1> result;
-        result.at[0][0] = x.handed_down;
+        result.at[0][0] = x.sum;
         if (!IS_BACKWARD) {
-            operands.h[at] = x.handed_down;
+            operands.h[at] = x.sum;
             return result;
         }
-        const Pair grad = along(NUM_VECTORS - 1, loaded.grad, loaded.transition, heard);
-        result.at[NUM_VECTORS - 1][0] = grad.handed_down;
+        const Arrived grad = arrived(last, loaded.grad, loaded.transition, heard.at[last][0]);
+        result.at[last][0] = grad.sum;
         VALUE grad_transition = 0;
-        if (runs_up(NUM_VECTORS - 1)) grad_transition += loaded.grad * x.from_outside;
+        if (runs_up(last)) grad_transition += loaded.grad * x.from_outside;
         if (runs_up(0)) grad_transition += loaded.x * grad.from_outside;
-        operands.grad_x[at] = runs_down(NUM_VECTORS - 1) ? grad.handed_down : loaded.grad;
+        operands.grad_x[at] = grad.sum;
         operands.grad_transition[at] = loaded.is_root ? VALUE(0) : grad_transition;
         return result;
-    }
-
-    // What reaches a node over the edge to its parent, without its own subtree, and the node's sum.
-    struct Pair {
-        VALUE from_outside, handed_down;
-    };
-
-    __device__ Pair along(int vector, VALUE own, VALUE transition, const Values<1>& heard) const {
-        if (!runs_down(vector)) return {0, 0};
-        VALUE from_outside = heard.at[vector][0];
-        if (runs_up(vector)) from_outside -= transition * own;
-        return {from_outside, own + transition * from_outside};
     }
 };
 
@@ -122,16 +110,10 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
                                         const INPUT* x, const INPUT* transition, const INPUT* grad,
                                         long long num_channels, VALUE* memory_above,
                                         long long num_rows_above) {
-    const Tier tier = read_tier(plan, num_nodes);
-    const Share share = share_of_thread(num_channels, at_once);
+    const Share share = share_of_thread(plan, num_nodes, at_once, num_channels);
     const Operands operands = {x, transition, grad, nullptr, nullptr, nullptr, num_channels};
     InputNodes nodes = {operands, share.column};
-    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
-    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
-        if (tier.linked_as[segment] < 0) continue;
-        const Node<1> whole = reduce_segment<1>(nodes, tier, segment);
-        write_reduced(above, tier.linked_as[segment], share.column, 1, whole);
-    }
+    reduce(nodes, share, reduced_arrays(memory_above, num_rows_above, num_channels));
 }
 
 extern "C" __global__ void finish_input(const int* plan, long long num_nodes, long long at_once,
@@ -139,13 +121,8 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
                                         long long num_channels, VALUE* memory_above,
                                         long long num_rows_above, VALUE* h, VALUE* grad_x,
                                         VALUE* grad_transition) {
-    const Tier tier = read_tier(plan, num_nodes);
-    const Share share = share_of_thread(num_channels, at_once);
+    const Share share = share_of_thread(plan, num_nodes, at_once, num_channels);
     const Operands operands = {x, transition, grad, h, grad_x, grad_transition, num_channels};
     InputNodes nodes = {operands, share.column};
-    const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels);
-    for (long long segment = share.first_segment; segment < tier.num_segments; segment += at_once) {
-        const int row = tier.linked_as[segment];
-        finish_segment<1>(nodes, tier, segment, above, row, share.column, 1);
-    }
+    finish(nodes, share, reduced_arrays(memory_above, num_rows_above, num_channels));
 }
