@@ -1,7 +1,9 @@
 import re
+import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -58,6 +60,25 @@ def test_a_driver_that_is_too_old_is_named_with_the_remedy():
     message = str(refusal.value)
     for part in ("CuPy 14.2.0", "CUDA 13", "CUDA 12", "groot-graph[cuda12]", "cupy-cuda13x"):
         assert part in message
+
+
+def test_a_cpu_alone_loads_nothing_of_cuda():
+    script = """
+import sys, torch
+from groot_graph import root_forest, selective_tree_scan, tree_scan
+from groot_graph.nn import TreeSSMConv
+
+x = torch.ones(3, 2, requires_grad=True)
+TreeSSMConv(2, 2)(x, torch.tensor([[0, 1], [1, 2]])).sum().backward()
+cuda = "groot_graph.ops.cuda"
+print([name for name in sys.modules if name.startswith((cuda, "cupy")) or name.endswith(".cuda")
+       and name.startswith("groot_graph")])
+"""
+    folder = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
 class FakeCuPy:
