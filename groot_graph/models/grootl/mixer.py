@@ -11,7 +11,7 @@ from groot_graph.forest import Forest
 from groot_graph.models.grootl.cache import GrootLCache
 from groot_graph.models.grootl.config import GrootLConfig
 from groot_graph.models.grootl.trees import TEXT_TREES, TextLayout
-from groot_graph.ops.selective_tree_scan import selective_tree_scan
+from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
 
 
 class WholeTexts:
@@ -85,6 +85,25 @@ class StepProjection(nn.Linear):
         return at_least_single(F.linear(x, self.weight)) + self.bias
 
 
+class RowConvolution(nn.Conv1d):
+    r"""A convolution of each channel over what it is given and no padding, computed as that of an
+    image of one row with its channels last, because a conv1d copies to channels first.
+    """
+
+    @classmethod
+    def of(cls, conv1d: nn.Conv1d) -> "RowConvolution":
+        r"""The convolution with the same parameters, of which none is drawn anew."""
+        channels, size = conv1d.out_channels, conv1d.kernel_size[0]
+        convolution = cls(channels, channels, size, groups=channels, bias=False, device="meta")
+        convolution.weight, convolution.bias = conv1d.weight, conv1d.bias
+        return convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        row = F.conv2d(row, self.weight.unsqueeze(2), self.bias, groups=self.groups)
+        return row.squeeze(2)
+
+
 class GrootLMixer(MambaMixer):
     r"""The mixer of Mamba, with its parameters, whose states are those of the chain and
     `tree_scale` times those of the tree.
@@ -96,6 +115,7 @@ class GrootLMixer(MambaMixer):
 
     def __init__(self, config: GrootLConfig, layer_idx: int):
         super().__init__(config, layer_idx)
+        self.conv1d = RowConvolution.of(self.conv1d)
         self.dt_proj = StepProjection(self.time_step_rank, self.intermediate_size)
         self.tree = TEXT_TREES[config.tree_mode](config.tree_window)
 
@@ -196,11 +216,7 @@ class GrootLMixer(MambaMixer):
         return u.gather(1, row[:, :, None].expand(-1, -1, u.size(2)))
 
     def _convolve(self, u: Tensor) -> Tensor:
-        # An image of one row with its channels last, because a conv1d copies to channels first.
-        row = u.transpose(1, 2).unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        weight, bias = self.conv1d.weight.unsqueeze(2), self.conv1d.bias
-        row = F.conv2d(row, weight, bias, groups=self.intermediate_size)
-        return self.act(row.squeeze(2).transpose(1, 2))
+        return self.act(self.conv1d(u.transpose(1, 2)).transpose(1, 2))
 
     def _operands_of_texts(self, u: Tensor, layout: TextLayout) -> Operands:
         operands = self._operands(layout.without_padding(self._convolve(u)))
@@ -230,7 +246,7 @@ class GrootLMixer(MambaMixer):
         return operands.delta * operands.u
 
     def _scan_chain(self, nodes: Operands, layout: TextLayout) -> Tensor:
-        y = selective_tree_scan(*nodes, layout.chain, self._skip(), "down")
+        y = trusted_selective_tree_scan(*nodes, layout.chain, self._skip(), "down")
         return y.view(layout.batch_size, layout.num_nodes, -1)
 
     def _scan_tree(self, nodes: Operands, v: Tensor, B: Tensor, layout: TextLayout) -> Tensor:

@@ -299,6 +299,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
         attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: Tensor | None = None,
         context_lengths: Contexts = None,
         **kwargs,
     ) -> dict[str, Any]:
@@ -310,6 +311,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             input_ids,
             next_sequence_length=next_sequence_length,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             context_lengths=context_lengths,
             **kwargs,
         )

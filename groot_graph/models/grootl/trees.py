@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from groot_graph.forest import Forest
 from groot_graph.graphs import text_edge_index
-from groot_graph.ops.minimum_spanning_forest import minimum_spanning_forest
-from groot_graph.ops.root_forest import root_forest
-from groot_graph.ops.selective_tree_scan import selective_tree_scan
+from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
+from groot_graph.ops.root_forest.api import trusted_root_forest
+from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
 
 
 class TextLayout:
@@ -52,14 +52,8 @@ class TextLayout:
         self.window = window
         self.num_readouts = num_readouts
         self.is_token = is_token
-
-    @property
-    def batch_size(self) -> int:
-        return self.start.size(0)
-
-    @property
-    def num_nodes(self) -> int:
-        return self.num_places + self.num_readouts
+        self.batch_size = start.size(0)
+        self.num_nodes = num_places + num_readouts
 
     @cached_property
     def node(self) -> Tensor:
@@ -135,7 +129,7 @@ def disjoint_forest(parent: Tensor) -> Forest:
     """
     batch_size, num_nodes = parent.shape
     order = torch.arange(batch_size * num_nodes, device=parent.device)
-    return Forest(order, (parent + order.view_as(parent)[:, :1]).flatten())
+    return Forest._of(order, (parent + order.view_as(parent)[:, :1]).flatten())
 
 
 def cosine_dissimilarity(product: Tensor, norms: Tensor) -> Tensor:
@@ -291,14 +285,18 @@ class ContextTree(TextTree):
         before, token = layout.edge_index_of_one
         edge_weight = weight[:, token, token - before - 1].flatten()
         num_nodes = layout.batch_size * layout.num_nodes
-        edge_mask = minimum_spanning_forest(layout.edge_index, edge_weight, num_nodes)
-        return root_forest(layout.edge_index, edge_mask, num_nodes, root="last")
+        edge_mask = trusted_minimum_spanning_forest(
+            layout.edge_index, edge_weight, num_nodes, weight_name="hidden_states"
+        )
+        return trusted_root_forest(layout.edge_index, edge_mask, num_nodes, root="last")
 
     def scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
     ) -> Tensor:
         step = self.step_of_edge(delta)
-        return selective_tree_scan(u, delta, A, B, C, forest, None, "up", transition_delta=step)
+        return trusted_selective_tree_scan(
+            u, delta, A, B, C, forest, direction="up", transition_delta=step
+        )
 
     def step_of_edge(self, delta: Tensor) -> Tensor:
         # The edge from a token carries the transition of the next one.
@@ -347,7 +345,7 @@ class CausalTree(TextTree):
     def scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, forest: Forest
     ) -> Tensor:
-        return selective_tree_scan(u, delta, A, B, C, forest, None, "down")
+        return trusted_selective_tree_scan(u, delta, A, B, C, forest, direction="down")
 
     def step_of_edge(self, delta: Tensor) -> Tensor:
         return delta

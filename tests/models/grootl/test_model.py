@@ -26,6 +26,7 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
+from groot_graph.errors import NotANumberError  # noqa: E402
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
 from groot_graph.models.grootl import (  # noqa: E402
     CACHE_NAME,
@@ -163,7 +164,8 @@ def plain_mixer(mixer: GrootLMixer, hidden_states: torch.Tensor, texts) -> torch
     """The equations, for one text in which every token is context."""
     u, gate = mixer.in_proj(hidden_states[0]).chunk(2, dim=-1)
     num_tokens = len(u)
-    u = F.silu(mixer.conv1d(u.t())[:, :num_tokens]).t()
+    before = mixer.conv_kernel_size - 1
+    u = F.silu(mixer.conv1d(F.pad(u.t(), (before, 0))[None])[0]).t()
     sizes = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
     delta, B, C = mixer.x_proj(u).split(sizes, dim=-1)
     delta = F.softplus(delta @ mixer.dt_proj.weight.t() + mixer.dt_proj.bias)
@@ -590,6 +592,35 @@ def test_lora_trains_with_gradient(model):
         assert any(f".{target}.lora_" in name for name in trained), target
     assert losses[2] < losses[1] < losses[0]
     assert lora.generate(input_ids=input_ids, max_new_tokens=2).shape == (2, 11)
+
+
+# In the hands of others. --------------------------------------------------------------------------
+
+
+def test_weights_that_are_kept_elsewhere_are_there_in_time(model):
+    accelerate = pytest.importorskip("accelerate")
+    input_ids = tokens(2, 9)
+    expected = model(input_ids).logits, model.generate(input_ids, max_new_tokens=6)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model(input_ids).logits.equal(expected[0])
+    assert model.generate(input_ids, max_new_tokens=6).equal(expected[1])
+
+
+def test_hooks_see_prompts_and_next_tokens(model):
+    seen = []
+    for layer in model.backbone.layers:
+        for module in (layer, layer.mixer):
+            module.register_forward_hook(lambda module, args, x: seen.append(x.size(1)))
+    model.generate(tokens(1, 9), max_new_tokens=3)
+    per_token = 2 * len(model.backbone.layers)
+    assert seen == [9] * per_token + [1] * per_token + [1] * per_token
+
+
+def test_weights_that_are_no_numbers():
+    model = grootl()
+    model.backbone.layers[1].mixer.in_proj.weight.fill_(torch.nan)
+    with pytest.raises(NotANumberError, match="'hidden_states' must give a dissimilarity"):
+        model(tokens(1, 9))
 
 
 # Bad input. ---------------------------------------------------------------------------------------
