@@ -218,6 +218,26 @@ def multiply(typingctx, first, second):
 
 
 @intrinsic
+def add(typingctx, first, second):
+    r"""first + second."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return first(first, first), codegen
+
+
+@intrinsic
+def subtract(typingctx, first, second):
+    r"""first - second."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fsub(*args)
+
+    return first(first, first), codegen
+
+
+@intrinsic
 def sum_of_lanes(typingctx, vector):
     r"""The sum of a vector's lanes, halves added to halves."""
 
