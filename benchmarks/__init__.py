@@ -1,1 +1,1 @@
-"""Speed of every operation against its peers: ``python -m benchmarks.run``."""
+"""Speed of every operation and network against its peers: ``python -m benchmarks``."""

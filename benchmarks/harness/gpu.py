@@ -13,9 +13,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch_geometric.data import Data
 
-from benchmarks.measure import interleave
-from benchmarks.registry import Measurement
-from benchmarks.units import quantity
+from benchmarks.harness.memory import taken_alone
+from benchmarks.harness.registry import Measurement
+from benchmarks.harness.timing import interleave, wall_seconds
+from benchmarks.harness.units import quantity
 
 DEVICE = torch.device("cuda")
 # One after another between two events, so that the CPU launches ahead as it does in a network.
@@ -46,6 +47,25 @@ def event_seconds(call: Callable) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000 / CALLS_PER_SAMPLE
+
+
+def clock(device: str) -> Callable[[Callable], float]:
+    """What tells the seconds of a call there."""
+    return event_seconds if device == "cuda" else wall_seconds
+
+
+def peak_memory(device: str, make: Callable[..., Callable], sizes: tuple, small: tuple) -> int:
+    """Bytes that the call which `make` returns for the sizes adds at its peak, after one for small
+    ones.
+    """
+    if device == "cpu":
+        return taken_alone(make, sizes, small).extra_bytes
+    make(*small)()
+    call = make(*sizes)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def input_sets(draw: Callable[[int], Data]) -> list[Data]:

@@ -1,19 +1,14 @@
-"""Time and memory, measured so that ours and its peers meet the same machine."""
+"""Time, measured so that ours and its peers meet the same machine."""
 
-import ctypes
 import gc
-import multiprocessing
-import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from benchmarks.registry import NotMeasuredError, ResultsDifferError
+from benchmarks.harness.registry import Measurement, ResultsDifferError
 
 MIN_REPEATS = 3
 SECONDS_PER_ROW = 30.0
@@ -82,34 +77,39 @@ def check_close(what: str, ours: torch.Tensor, other: torch.Tensor, tolerance: f
         )
 
 
-def in_fresh_process(function: Callable, *args):
-    """Result of a module-level function in a process that has done nothing else."""
-    return in_fresh_processes(function, [args])[0]
+def in_turns(
+    calls: dict[str, Callable], repeats: int, seconds: Callable = wall_seconds, **more
+) -> list[Measurement]:
+    """The measurement of the call named ours, with the others as its peers."""
+    samples = interleave(calls, repeats, seconds)
+    return [Measurement(samples.pop("ours"), samples, **more)]
 
 
-def in_fresh_processes(function: Callable, arguments: list[tuple]) -> list:
-    """Results of as many such processes, which run at once, as there are tuples of arguments."""
-    # Not multiprocessing.Pool: it waits for ever where the process dies, as for lack of memory.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=len(arguments), mp_context=context) as executor:
-        running = [executor.submit(function, *args) for args in arguments]
-        return [process.result() for process in running]
+def per_node(
+    calls: dict[int, Callable], nodes: dict[int, int], base: int, repeats: int
+) -> list[Measurement]:
+    """Seconds per node at every size against those at the base size; larger ones are judged."""
+    seconds = interleave(calls, repeats)
+    samples = {size: [time / nodes[size] for time in seconds[size]] for size in seconds}
+    return [
+        Measurement(
+            ours=samples[size],
+            peers={f"ours, {nodes[base]:,} nodes": samples[base]},
+            unit="s/node",
+            work=f"{nodes[size]:,} nodes",
+            judged=size > base,
+            num_nodes=nodes[size],
+        )
+        for size in samples
+    ]
 
 
-def peak_extra_memory(call: Callable[[], torch.Tensor]) -> int:
-    """Bytes that the process grows by at its peak during the call, without the call's output."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        raise NotMeasuredError("peak memory is read from /proc, which only Linux has")
-    gc.collect()
-    # Freed blocks that malloc keeps would hide what the call takes from them.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_bytes(status, "VmRSS")
-    output = call()
-    peak = _status_bytes(status, "VmHWM")
-    return peak - before - output.numel() * output.element_size()
-
-
-def _status_bytes(status: Path, entry: str) -> int:
-    return 1024 * int(re.search(rf"^{entry}:\s+(\d+) kB", status.read_text(), re.M).group(1))
+@contextmanager
+def num_threads(number: int):
+    """PyTorch computes with so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

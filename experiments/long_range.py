@@ -1,4 +1,4 @@
-r"""``python -m benchmarks.long_range``: accuracy against distance, for TreeSSMConv and its peers.
+r"""Accuracy against distance, for TreeSSMConv and its peers.
 
 Trains networks of one size on the tasks of :mod:`groot_graph.datasets`, farther and farther apart.
 Layers that hear their neighbors get as many of them as the distance has edges, and one more on
@@ -9,12 +9,8 @@ sixteen of those asked was trained on. On rings and cliques one graph per class 
 every step sees them all, and what is asked is whether a signal gets across. A run ends early where
 the validation set is right as a whole, and after a third of its steps where it never was ten points
 above chance.
-
-Writes every run to --json as it ends, and goes on there when it is started again; draws --plot and
-prints tables in Markdown at the end.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +20,16 @@ from typing import NamedTuple
 import torch
 from torch_geometric.data import Dataset
 
-from benchmarks import peers
-from benchmarks.machine import describe
-from benchmarks.peers import OURS, Model, Network, at_root, num_parameters
-from benchmarks.training import (
+from experiments import networks
+from experiments.networks import OURS, Model, Network, at_root
+from experiments.runner import Experiment, chosen
+from experiments.tables import accuracy_cell, figure, markdown, percents, summary
+from experiments.training import (
     accuracy,
-    accuracy_cell,
-    chosen,
-    complete_cells,
-    fit,
-    heading,
+    fit_to_graphs,
+    learning_rates,
     make_loader,
+    num_parameters,
 )
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 
@@ -42,7 +37,7 @@ batch_size = 32
 num_held_out = 500  # graphs to validate on, and as many to test on
 
 # A node asks with as many numbers as there are states.
-MODELS = {**peers.MODELS, OURS: peers.ours(state_size=64, expand=1)}
+MODELS = {**networks.MODELS, OURS: networks.ours(state_size=64, expand=1)}
 
 
 # Tasks. -------------------------------------------------------------------------------------------
@@ -93,10 +88,10 @@ def one_per_class(dataset: Dataset) -> Dataset:
 
 def make_network(model: Model, task: str, distance: int, dataset: Dataset) -> Network:
     num_layers = TASKS[task].num_layers(distance)
-    return peers.make_network(model, dataset[0], dataset.num_classes, num_layers, at_root)
+    return networks.make_network(model, dataset[0], dataset.num_classes, num_layers, at_root)
 
 
-# One run. -----------------------------------------------------------------------------------------
+# Runs. --------------------------------------------------------------------------------------------
 
 
 def train_network(
@@ -109,7 +104,9 @@ def train_network(
     torch.manual_seed(seed)
     network = make_network(model, task, distance, train)
     loader = make_loader(train, batch_size)
-    fitted = fit(network, loader, validation, steps, learning_rate, train.num_classes, title)
+    fitted = fit_to_graphs(
+        network, loader, validation, steps, learning_rate, train.num_classes, title
+    )
     return network, test, fitted
 
 
@@ -121,12 +118,6 @@ def run(task: str, distance: int, model: str, seed: int, steps: int, learning_ra
         MODELS[model], task, distance, seed, steps, learning_rate, title
     )
     return {
-        "task": task,
-        "distance": distance,
-        "model": model,
-        "seed": seed,
-        "steps": steps,
-        "learning_rate": learning_rate,
         **fitted,
         "accuracy": accuracy(network, test),
         "num_classes": test.num_classes,
@@ -140,66 +131,54 @@ def run(task: str, distance: int, model: str, seed: int, steps: int, learning_ra
 # Results. -----------------------------------------------------------------------------------------
 
 
-def table(runs: list[dict], task: str) -> str:
-    """Right answers on the test set in percent, as Markdown."""
-    distances = [
-        distance
-        for distance in TASKS[task].distances
-        if any((run["task"], run["distance"]) == (task, distance) for run in runs)
-    ]
-    lines = [
-        f"| {task}, distance | {' | '.join(map(str, distances))} |",
-        f"|{(len(distances) + 1) * ' --- |'}",
-    ]
-    for model in MODELS:
-        cells = [
-            accuracy_cell(chosen(runs, task=task, distance=distance, model=model))
-            for distance in distances
+def table(runs: list[dict]) -> str:
+    tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
+    return "\n\n".join([summary(runs), *(task_table(runs, task) for task in tasks)])
+
+
+def task_table(runs: list[dict], task: str) -> str:
+    """Right answers on the test set in percent."""
+    chance = chances(runs, task)
+    rows = [
+        [
+            model,
+            *(
+                accuracy_cell(chosen(runs, task=task, distance=distance, model=model))
+                for distance in chance
+            ),
         ]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    chance = [_chance(runs, task, distance) for distance in distances]
-    lines.append(f"| chance | {' | '.join(chance)} |")
-    return "\n".join(lines)
+        for model in MODELS
+    ]
+    rows.append(["chance", *(f"{percent:.1f}" for percent in chance.values())])
+    return markdown([f"{task}, distance", *chance], rows)
 
 
-def _chance(runs: list[dict], task: str, distance: int) -> str:
-    run = next(run for run in runs if (run["task"], run["distance"]) == (task, distance))
-    return f"{100 / run['num_classes']:.1f}"
+def chances(runs: list[dict], task: str) -> dict[int, float]:
+    """The percentage that is right by chance, at every distance that there are runs of."""
+    found = {run["distance"]: 100 / run["num_classes"] for run in runs if run["task"] == task}
+    return dict(sorted(found.items()))
 
 
 def plot(runs: list[dict], path: Path) -> None:
     """One panel per task: right answers against distance."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
-    figure, axes = plt.subplots(
-        1, len(tasks), figsize=(3.2 * len(tasks), 3.4), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for ax, task in zip(axes[0], tasks, strict=True):
-        for model in MODELS:
-            _draw_line(ax, runs, task, model)
-        chance = {run["distance"]: 100 / run["num_classes"] for run in runs if run["task"] == task}
-        distances = sorted(chance)
-        ax.plot(distances, [chance[distance] for distance in distances], "k:", label="chance")
-        ax.set(title=task, xlabel="depth" if task == "tree" else "distance", ylim=(0, 104))
-        ax.set_xticks(distances)
-        ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("right answers, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with figure(path, 1, len(tasks), figsize=(3.2 * len(tasks), 3.4), sharey=True) as (axes,):
+        for ax, task in zip(axes, tasks, strict=True):
+            for model in MODELS:
+                _draw_line(ax, runs, task, model)
+            chance = chances(runs, task)
+            ax.plot(list(chance), list(chance.values()), "k:", label="chance")
+            ax.set(title=task, xlabel="depth" if task == "tree" else "distance", ylim=(0, 104))
+            ax.set_xticks(list(chance))
+            ax.grid(alpha=0.3)
+        axes[0].set_ylabel("right answers, %")
+        lines = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(*lines, loc="outside lower center", ncols=8)
 
 
 def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
     found = {
-        distance: [
-            100 * run["accuracy"] for run in chosen(runs, task=task, distance=distance, model=model)
-        ]
+        distance: percents(chosen(runs, task=task, distance=distance, model=model))
         for distance in TASKS[task].distances
     }
     found = {distance: scores for distance, scores in found.items() if scores}
@@ -213,51 +192,19 @@ def _draw_line(ax, runs: list[dict], task: str, model: str) -> None:
         ax.plot([distance] * len(scores), scores, ".", color=color, alpha=0.4, markeredgewidth=0)
 
 
-def report(machine: dict, runs: list[dict]) -> str:
-    parts = ["\n".join(heading(machine, runs))]
-    parts += [table(runs, task) for task in TASKS if any(run["task"] == task for run in runs)]
-    return "\n\n".join(parts)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_range")
-    parser.add_argument("--seeds", type=int, default=5, help="runs per task, distance, model (5)")
-    parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
-    parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
-    parser.add_argument("--distance", action="append", type=int, help="only this one")
-    parser.add_argument("--steps", type=int, help="per run (those of the task)")
-    parser.add_argument("--json", type=Path, default=Path("outputs/long_range.json"))
-    parser.add_argument("--plot", type=Path, default=Path("outputs/long_range.png"))
-    args = parser.parse_args(argv)
-    if args.seeds < 1 or (args.steps is not None and args.steps < 1):
-        parser.error("--seeds and --steps must be at least 1")
-    return args
-
-
-def cells(args: argparse.Namespace) -> list[dict]:
-    return [
-        {
-            "task": task,
-            "distance": distance,
-            "model": model,
-            "steps": args.steps or TASKS[task].steps(distance),
-        }
-        for task in args.task or TASKS
+EXPERIMENT = Experiment(
+    name="long_range",
+    about=__doc__,
+    cells=[
+        {"task": task, "distance": distance, "model": model}
+        for task in TASKS
         for distance in TASKS[task].distances
-        if not args.distance or distance in args.distance
-        for model in args.model or MODELS
-    ]
-
-
-def main(argv: list[str] | None = None) -> list[dict]:
-    args = parse(argv)
-    torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
-    machine = describe("cpu")
-    runs = complete_cells(args.json, machine, cells(args), args.seeds, run)
-    plot(runs, args.plot)
-    print(report(machine, runs))
-    return runs
-
-
-if __name__ == "__main__":
-    main()
+        for model in MODELS
+    ],
+    settings={"steps": lambda cell: TASKS[cell["task"]].steps(cell["distance"])},
+    run=run,
+    table=table,
+    plot=plot,
+    learning_rates=learning_rates,
+    parameters_within=0.05,
+)

@@ -1,18 +1,15 @@
-r"""``python -m benchmarks.text_ablation``: does the tree pay?
+r"""Does the tree pay?
 
 Trains one small GrootL language model on three generated recall tasks, again and again with one
 thing changed: what the states are passed along. All variants have the same parameters and, for a
 seed, the same initial weights and the same texts in the same order. All answer the same held-out
 texts.
-
-Writes every run to --json as it ends, and goes on there when it is started again; draws --plot and
-prints a table in Markdown at the end.
 """
 
-import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -20,11 +17,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
-from benchmarks.machine import describe
-from benchmarks.report import machine_lines
-from benchmarks.runs import complete, draw_scores, gains, spread
+from experiments.runner import Experiment
+from experiments.tables import against, draw_scores, figure, markdown, percents, sizes, spread
+from experiments.training import fit_to_the_end, num_parameters
 from groot_graph import Forest
 from groot_graph.models.grootl import GrootLConfig, GrootLForCausalLM, GrootLMixer
 from groot_graph.models.grootl.mixer import Operands
@@ -35,7 +31,6 @@ hidden_size = 32
 state_size = 8
 num_layers = 2
 batch_size = 64
-warmup = 0.1  # share of all steps
 weight_decay = 0.01
 held_out = 1024  # texts, the same for every variant and seed
 held_out_seed = 10**6  # no run has it
@@ -170,44 +165,36 @@ def run(task: str, variant: str, seed: int, steps: int, learning_rate: float) ->
     model = make_model(variant)
     # Variants draw differently many numbers above; the texts are the seed's alone.
     torch.manual_seed(seed)
-    train_loss = fit(model, TASKS[task], steps, learning_rate, f"{task}, {variant}, seed {seed}")
-    generate, sizes = TASKS[task].generate, TASKS[task].sizes
-    tokens, answers = generate(held_out, sizes[-1], Generator().manual_seed(held_out_seed))
+    losses = fit_to_the_end(
+        model,
+        batches(TASKS[task], Generator().manual_seed(seed)),
+        partial(loss_of, model),
+        steps,
+        learning_rate,
+        weight_decay,
+        f"{task}, {variant}, seed {seed}",
+    )
+    generate, task_sizes = TASKS[task].generate, TASKS[task].sizes
+    tokens, answers = generate(held_out, task_sizes[-1], Generator().manual_seed(held_out_seed))
     return {
-        "task": task,
-        "variant": variant,
-        "seed": seed,
-        "steps": steps,
-        "learning_rate": learning_rate,
         "accuracy": accuracy(model, tokens, answers),
-        "train_loss": train_loss,
+        "train_loss": mean(losses[-math.ceil(steps / 10) :]),
         **look_at_trees(model, tokens[:256], tokens.size(1) - answers.size(1)),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters": num_parameters(model),
         "cpu_seconds": time.process_time() - start,
     }
 
 
-def fit(model: nn.Module, task: Task, steps: int, learning_rate: float, title: str) -> float:
-    """Returns the mean loss of the last tenth of all steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, steps, pct_start=warmup, cycle_momentum=False
-    )
-    draw = Generator().manual_seed(torch.initial_seed())
-    losses = []
-    model.train()
-    for _ in tqdm(range(steps), desc=title, leave=False):
+def batches(task: Task, draw: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Texts of one of the sizes each, drawn as they are asked for."""
+    while True:
         size = task.sizes[torch.randint(len(task.sizes), (), generator=draw)]
-        tokens, answers = task.generate(batch_size, size, draw)
-        logits = logits_of(model, tokens, answers)
-        loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-    return mean(losses[-math.ceil(steps / 10) :])
+        yield task.generate(batch_size, size, draw)
+
+
+def loss_of(model: nn.Module, tokens: Tensor, answers: Tensor) -> Tensor:
+    logits = logits_of(model, tokens, answers)
+    return F.cross_entropy(logits.flatten(0, 1), answers.flatten())
 
 
 def logits_of(model: nn.Module, tokens: Tensor, answers: Tensor) -> Tensor:
@@ -256,39 +243,34 @@ def look_at_trees(model: nn.Module, tokens: Tensor, context_length: int) -> dict
 
 # Results. -----------------------------------------------------------------------------------------
 
+SEEN = {"neighbors": "neighbors, %", "same_kind": "same kind, %"}
 
-def table(machine: dict, runs: list[dict]) -> str:
-    """Right answers, and their difference to the chain's of the same seed, as Markdown."""
+
+def table(runs: list[dict]) -> str:
+    """Right answers, and their difference to the chain's of the same seed."""
     minutes = sum(run["cpu_seconds"] for run in runs) / 60
-    return "\n".join(
+    header = (
+        "task", "variant", "right answers, %", "against the chain, points", *SEEN.values(),
+        "seeds", "parameters",
+    )  # fmt: skip
+    found = by_row(runs)
+    rows = [
         [
-            *machine_lines(machine),
-            f"{len(runs)} runs, {minutes:.0f} minutes of one core",
-            "",
-            "| task | variant | right answers, % | against the chain, points "
-            "| neighbors, % | same kind, % | seeds | parameters |",
-            f"|{8 * ' --- |'}",
-            *(line(found, runs) for found in by_row(runs).values()),
+            task,
+            variant,
+            spread(percents(of_row), ".1f"),
+            against(of_row, found.get((task, CHAIN), []), "+.1f"),
+            *(_share(of_row, name) for name in SEEN),
+            len(of_row),
+            sizes(of_row),
         ]
-    )
-
-
-SEEN = ("neighbors", "same_kind")
-
-
-def line(found: list[dict], runs: list[dict]) -> str:
-    """The runs of one task and variant."""
-    task, variant = found[0]["task"], found[0]["variant"]
-    chain = [run for run in runs if (run["task"], run["variant"]) == (task, CHAIN)]
-    scores = [100 * run["accuracy"] for run in found]
-    points = gains(found, chain)
-    sizes = "/".join(sorted({f"{run['num_parameters']:,}" for run in found}))
-    against = "" if variant == CHAIN or not points else spread(points, "+.1f")
-    seen = [
-        f"{100 * mean(run[name] for run in found):.0f}" if name in found[0] else "" for name in SEEN
+        for (task, variant), of_row in found.items()
     ]
-    cells = task, variant, spread(scores, ".1f"), against, *seen, str(len(found)), sizes
-    return f"| {' | '.join(cells)} |"
+    return f"{len(runs)} runs, {minutes:.0f} minutes of one core\n\n{markdown(header, rows)}"
+
+
+def _share(runs: list[dict], name: str) -> str:
+    return f"{100 * mean(run[name] for run in runs):.0f}" if name in runs[0] else ""
 
 
 def by_row(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -299,73 +281,32 @@ def by_row(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def plot(runs: list[dict], path: Path) -> None:
     """One panel per task, one row per variant: a dot per seed, a bar at the mean."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(11, 3.2), sharey=True, layout="constrained")
     variants = [name for name in VARIANTS if any(run["variant"] == name for run in runs)]
-    for ax, name in zip(axes, TASKS, strict=True):
-        for (task, variant), found in by_row(runs).items():
-            if task == name:
-                scores = [100 * run["accuracy"] for run in found]
-                draw_scores(ax, variants.index(variant), scores, variant == CHAIN)
-        ax.axvline(100 / num_kinds, color="grey", linestyle=":")
-        ax.set(title=name, xlim=(0, 103))
-        ax.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(variants)), variants)
-    axes[0].set_ylim(len(variants) - 0.5, -0.5)
-    figure.supxlabel(
-        "right answers, % (a dot per seed, a bar at the mean, dotted: chance)", fontsize="medium"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with figure(path, 1, len(TASKS), figsize=(11, 3.2), sharey=True) as (axes,):
+        for ax, name in zip(axes, TASKS, strict=True):
+            for (task, variant), found in by_row(runs).items():
+                if task == name:
+                    draw_scores(ax, variants.index(variant), found, variant == CHAIN)
+            ax.axvline(100 / num_kinds, color="grey", linestyle=":")
+            ax.set(title=name, xlim=(0, 103))
+            ax.grid(axis="x", alpha=0.3)
+        axes[0].set_yticks(range(len(variants)), variants)
+        axes[0].set_ylim(len(variants) - 0.5, -0.5)
+        axes[0].figure.supxlabel(
+            "right answers, % (a dot per seed, a bar at the mean, dotted: chance)",
+            fontsize="medium",
+        )
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_ablation")
-    parser.add_argument("--seeds", type=int, default=5, help="runs per task and variant (5)")
-    parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="only this one")
-    parser.add_argument("--steps", type=int, help="per run (that of the task)")
-    parser.add_argument("--learning-rate", type=float, help="its peak (that of the task)")
-    parser.add_argument("--json", type=Path, default=Path("outputs/text_ablation.json"))
-    parser.add_argument("--plot", type=Path, default=Path("outputs/text_ablation.png"))
-    args = parser.parse_args(argv)
-    if args.seeds < 1 or (args.steps is not None and args.steps < 1):
-        parser.error("--seeds and --steps must be at least 1")
-    if args.learning_rate is not None and not 0 < args.learning_rate < math.inf:
-        parser.error("--learning-rate must be above 0 and finite")
-    return args
-
-
-def wanted(args: argparse.Namespace) -> list[dict]:
-    """The arguments of every run, seed after seed."""
-    return [
-        {
-            "task": task,
-            "variant": variant,
-            "seed": seed,
-            "steps": args.steps or TASKS[task].steps,
-            "learning_rate": args.learning_rate or TASKS[task].learning_rate,
-        }
-        for seed in range(args.seeds)
-        for task in args.task or TASKS
-        for variant in args.variant or VARIANTS
-    ]
-
-
-def main(argv: list[str] | None = None) -> list[dict]:
-    args = parse(argv)
-    torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
-    machine = describe("cpu")
-    runs = complete(args.json, machine, wanted(args), run)
-    plot(runs, args.plot)
-    print(table(machine, runs))
-    return runs
-
-
-if __name__ == "__main__":
-    main()
+EXPERIMENT = Experiment(
+    name="text",
+    about=__doc__,
+    cells=[{"task": task, "variant": variant} for task in TASKS for variant in VARIANTS],
+    settings={
+        "steps": lambda cell: TASKS[cell["task"]].steps,
+        "learning_rate": lambda cell: TASKS[cell["task"]].learning_rate,
+    },
+    run=run,
+    table=table,
+    plot=plot,
+)

@@ -5,11 +5,10 @@ from collections.abc import Callable
 import torch
 
 import groot_graph
-from benchmarks import cuda
-from benchmarks.graphs import grids, spanning_forest
-from benchmarks.measure import check_close, interleave
-from benchmarks.minimum_spanning_forest import per_node
-from benchmarks.registry import Measurement, Ratio, cost, row
+from benchmarks.harness import gpu
+from benchmarks.harness.graphs import grids, spanning_forest
+from benchmarks.harness.registry import Goal, Measurement, cost, row
+from benchmarks.harness.timing import check_close, in_turns, per_node
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 
 TITLE = "{graphs}x{side}x{side} nodes, {channels} channels, "
@@ -19,9 +18,9 @@ ON_CUDA = {"full": FULL | {"graphs": 128}, "smoke": SMOKE, "device": "cuda"}
 CHECKED_NODES = 10**5
 
 
-def scan_row(title: str, ratio: Ratio, direction: str):
+def scan_row(title: str, goal: Goal, direction: str):
     return row(
-        TITLE + title, ratio, FULL | {"direction": direction}, SMOKE | {"direction": direction}
+        TITLE + title, goal, FULL | {"direction": direction}, SMOKE | {"direction": direction}
     )
 
 
@@ -36,7 +35,7 @@ def forward(repeats: int, graphs: int, side: int, channels: int, direction: str)
         "ours": lambda: groot_graph.tree_scan(x, transition, forest, direction),
         "torch.addcmul": lambda: torch.addcmul(x, transition, x),
     }
-    return _measured(calls, repeats)
+    return in_turns(calls, repeats)
 
 
 @scan_row("{direction}, forward and backward", cost(goal=12), "both")
@@ -59,7 +58,7 @@ def forward_and_backward(repeats: int, graphs: int, side: int, channels: int, di
         "ours": lambda: gradients(groot_graph.tree_scan),
         "torch.addcmul": lambda: torch.addcmul(x, transition, x),
     }
-    return _measured(calls, repeats)
+    return in_turns(calls, repeats)
 
 
 @scan_row("{direction}, forward, the reference in PyTorch", cost(), "both")
@@ -70,7 +69,7 @@ def reference(repeats: int, graphs: int, side: int, channels: int, direction: st
         "ours": lambda: tree_scan_reference(x, transition, forest, direction),
         "torch.addcmul": lambda: torch.addcmul(x, transition, x),
     }
-    return _measured(calls, repeats)
+    return in_turns(calls, repeats)
 
 
 # 16 float32 channels are one cache line: fewer would pay for bytes that no channel uses.
@@ -91,7 +90,7 @@ def against_size(repeats: int, sizes: tuple[int, ...], base: int, channels: int)
             _check_forward(x, transition, forest, "both")
         nodes[size] = forest.num_nodes
         calls[size] = _scan(x, transition, forest)
-    return per_node(interleave(calls, repeats), nodes, base)
+    return per_node(calls, nodes, base, repeats)
 
 
 @row(TITLE + "both, forward", cost(goal=1.5), **ON_CUDA)
@@ -103,7 +102,7 @@ def forward_on_cuda(repeats: int, graphs: int, side: int, channels: int) -> list
     check_close("tree_scan, on the GPU and on the CPU", ours().cpu(), expected, 1e-4)
     h = torch.empty_like(x)
     # Reads both and writes one, as the scan has to.
-    return cuda.measure([ours], repeats, {"torch.add": lambda: torch.add(x, transition, out=h)})
+    return gpu.measure([ours], repeats, {"torch.add": lambda: torch.add(x, transition, out=h)})
 
 
 @row(TITLE + "both, forward and backward", cost(goal=3), **ON_CUDA)
@@ -120,14 +119,14 @@ def forward_and_backward_on_cuda(repeats: int, graphs: int, side: int, channels:
     )
     for name, found, right in zip(("x", "transition"), gradients(), expected, strict=True):
         check_close(f"gradient of {name}, on the GPU and on the CPU", found.cpu(), right, 1e-4)
-    return cuda.measure([gradients], repeats, {"ours, forward": _scan(x, transition, forest)})
+    return gpu.measure([gradients], repeats, {"ours, forward": _scan(x, transition, forest)})
 
 
 def _on_cuda(graphs: int, side: int, channels: int) -> tuple:
     """Forest, x, transition and the gradient of h; each of the last three outgrows any cache."""
-    forest = spanning_forest(grids(graphs, side, side)).to(cuda.DEVICE)
+    forest = spanning_forest(grids(graphs, side, side)).to(gpu.DEVICE)
     operands = _operands(forest.num_nodes, channels)
-    return forest, *(operand.to(cuda.DEVICE) for operand in operands)
+    return forest, *(operand.to(gpu.DEVICE) for operand in operands)
 
 
 def _scan(x: torch.Tensor, transition: torch.Tensor, forest: groot_graph.Forest) -> Callable:
@@ -147,8 +146,3 @@ def _check_forward(x, transition, forest: groot_graph.Forest, direction: str) ->
     ours = groot_graph.tree_scan(x, transition, forest, direction)
     expected = tree_scan_reference(x, transition, forest, direction)
     check_close(f"tree_scan {direction!r}, ours and the reference", ours, expected, 1e-5)
-
-
-def _measured(calls: dict[str, Callable], repeats: int) -> list[Measurement]:
-    seconds = interleave(calls, repeats)
-    return [Measurement(seconds.pop("ours"), seconds)]

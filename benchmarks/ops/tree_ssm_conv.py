@@ -2,9 +2,9 @@
 
 import torch
 
-from benchmarks import cuda
-from benchmarks.graphs import grids
-from benchmarks.registry import Measurement, at_most, row
+from benchmarks.harness import gpu
+from benchmarks.harness.graphs import grids
+from benchmarks.harness.registry import Measurement, at_most, row
 from groot_graph.nn import TreeSSMConv
 
 
@@ -19,14 +19,14 @@ def forward_and_backward(repeats: int, channels: int, graphs: int, side: int) ->
     torch.manual_seed(0)
     graph = grids(graphs, side, side)
     # Both directions, as PyG holds undirected graphs.
-    edge_index = torch.cat([graph.edge_index, graph.edge_index.flip(0)], dim=1).to(cuda.DEVICE)
-    conv = TreeSSMConv(channels, channels).to(cuda.DEVICE)
-    x, grad = (torch.randn(graph.num_nodes, channels, device=cuda.DEVICE) for _ in range(2))
+    edge_index = torch.cat([graph.edge_index, graph.edge_index.flip(0)], dim=1).to(gpu.DEVICE)
+    conv = TreeSSMConv(channels, channels).to(gpu.DEVICE)
+    x, grad = (torch.randn(graph.num_nodes, channels, device=gpu.DEVICE) for _ in range(2))
     leaves = [x.requires_grad_(), *conv.parameters()]
 
     def gradients():
         return torch.autograd.grad(conv(x, edge_index), leaves, grad)
 
-    measured = cuda.measure([gradients], repeats)
-    measured[0].note = cuda.share_outside(gradients)
+    measured = gpu.measure([gradients], repeats)
+    measured[0].note = gpu.share_outside(gradients)
     return measured

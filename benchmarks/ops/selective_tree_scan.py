@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 import groot_graph
-from benchmarks import cuda
-from benchmarks.measure import check_close, in_fresh_process, interleave, peak_extra_memory
-from benchmarks.registry import Measurement, NotMeasuredError, cost, row, speedup
-from benchmarks.units import quantity
+from benchmarks.harness import gpu
+from benchmarks.harness.memory import in_fresh_process, peak_extra_memory
+from benchmarks.harness.registry import Measurement, NotMeasuredError, cost, row, speedup
+from benchmarks.harness.timing import check_close, in_turns
+from benchmarks.harness.units import quantity
 
 TITLE = "chain of {tokens} tokens, {channels} channels, {states} states, up, "
 FULL = {"tokens": 2048, "channels": 1536, "states": 16}
@@ -102,8 +103,7 @@ def forward(repeats: int, tokens: int, channels: int, states: int) -> list[Measu
     operands = _operands(tokens, channels, states)
     peer = operands.peer()
     check_close(f"output, ours and {PEER}", operands.ours(), peer()[0].t(), 1e-5)
-    seconds = interleave({"ours": operands.ours, PEER: peer}, repeats)
-    return [Measurement(seconds.pop("ours"), seconds, note=PEER_NOTE)]
+    return in_turns({"ours": operands.ours, PEER: peer}, repeats, note=PEER_NOTE)
 
 
 # Short, because autograd through the peer costs the square of the length.
@@ -124,8 +124,7 @@ def forward_and_backward(repeats: int, tokens: int, channels: int, states: int):
 
     for name, found, expected in zip(leaves, ours(), peer(), strict=True):
         check_close(f"gradient of {name}, ours and {PEER}", found, expected, 1e-4)
-    seconds = interleave({"ours": ours, PEER: peer}, repeats)
-    return [Measurement(seconds.pop("ours"), seconds, note=PEER_NOTE)]
+    return in_turns({"ours": ours, PEER: peer}, repeats, note=PEER_NOTE)
 
 
 def _gradients(output: torch.Tensor, grad: torch.Tensor, leaves: dict[str, torch.Tensor]):
@@ -156,9 +155,8 @@ def normalized_forward_and_backward(repeats: int, tokens: int, channels: int, st
     name_of_peer = "tree_scan and PyTorch"
     for name, found, expected in zip(leaves, ours(), peer(), strict=True):
         check_close(f"gradient of {name}, ours and {name_of_peer}", found, expected, 1e-3)
-    seconds = interleave({"ours": ours, name_of_peer: peer}, repeats)
     note = "the peer holds [N, S, D]: tree_scan over it, and PyTorch's layer_norm"
-    return [Measurement(seconds.pop("ours"), seconds, note=note)]
+    return in_turns({"ours": ours, name_of_peer: peer}, repeats, note=note)
 
 
 def _normalized_in_pytorch(u, delta, A, B, C, D, forest, eps) -> torch.Tensor:
@@ -200,12 +198,10 @@ def _extra_memory(tokens: int, channels: int, states: int) -> tuple[int, int | N
 @torch.no_grad()
 def forward_on_cuda(repeats: int, batch: int, tokens: int, channels: int, states: int):
     on_cpu = _operands(tokens, channels, states, batch)
-    operands = on_cpu.to(cuda.DEVICE)
+    operands = on_cpu.to(gpu.DEVICE)
     y = operands.ours()
     # All channels would take the CPU minutes.
     some = on_cpu.of_channels(32).ours()
     check_close("some channels, on the GPU and on the CPU", y[:, :32].cpu(), some, 1e-4)
-    moved = cuda.num_bytes(
-        y, *(value for name, value in vars(operands).items() if name != "forest")
-    )
-    return cuda.measure([operands.ours], repeats, {"copy of as many bytes": cuda.copy_of(moved)})
+    moved = gpu.num_bytes(y, *(value for name, value in vars(operands).items() if name != "forest"))
+    return gpu.measure([operands.ours], repeats, {"copy of as many bytes": gpu.copy_of(moved)})

@@ -1,9 +1,13 @@
-"""Results as one table for the terminal and as a plot of cost against size."""
+"""Results as one table for the terminal, as a file, and as a plot of cost against size."""
 
+import json
+import os
 import statistics
+from itertools import groupby
+from pathlib import Path
 
-from benchmarks.registry import OPERATIONS, SUBJECTS, Result
-from benchmarks.units import quantity
+from benchmarks.harness.registry import Result
+from benchmarks.harness.units import quantity
 
 HEADER = ("work", "ours", "peer", "peer's", "ratio", "goal", "met")
 VERDICT = {True: "met", False: "MISSED", None: "-"}
@@ -16,11 +20,9 @@ def table(machine: dict, results: list[Result]) -> str:
     columns = zip(HEADER, *(cells for _, cells in body), strict=True)
     widths = [max(map(len, column)) for column in columns]
     lines.append(_line(HEADER, widths))
-    for op in SUBJECTS:
-        rows = [cells for owner, cells in body if owner == op]
-        if rows:
-            lines += [f"-- {op} ".ljust(len(_line(HEADER, widths)), "-")]
-            lines += [_line(cells, widths) for cells in rows]
+    for op, rows in groupby(body, key=lambda row: row[0]):
+        lines += [f"-- {op} ".ljust(len(_line(HEADER, widths)), "-")]
+        lines += [_line(cells, widths) for _, cells in rows]
     notes = [f"{result.op}, {result.work}: {note}" for result in results if (note := _note(result))]
     if notes:
         lines += ["", "Notes", *notes]
@@ -77,7 +79,21 @@ def _cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def plot(results: list[Result], path: str) -> None:
+def write(path: Path, content: dict) -> None:
+    """Puts plain values into a JSON file, which is whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def read(path: Path) -> tuple[dict, list[Result]]:
+    """The machine and the results of a file of these benchmarks."""
+    content = json.loads(path.read_text())
+    return content["machine"], [Result(**result) for result in content["results"]]
+
+
+def plot(results: list[Result], path: Path) -> None:
     """Nanoseconds per node against the number of nodes, one line per operation, log-log."""
     import matplotlib
 
@@ -85,11 +101,10 @@ def plot(results: list[Result], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for op in OPERATIONS:
-        sized = [result for result in results if result.op == op and result.num_nodes]
-        if sized:
-            nodes = [result.num_nodes for result in sized]
-            axes.plot(nodes, [result.ours * 1e9 for result in sized], marker="o", label=op)
+    sized = [result for result in results if result.num_nodes]
+    for op, of_op in groupby(sized, key=lambda result: result.op):
+        nodes, seconds = zip(*((result.num_nodes, result.ours) for result in of_op), strict=True)
+        axes.plot(nodes, [time * 1e9 for time in seconds], marker="o", label=op)
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="nanoseconds per node")
     axes.set_title("Cost against size, square grids")
     axes.set_ylim(1, 3 * axes.get_ylim()[1])

@@ -19,6 +19,7 @@ from torch_geometric.nn import (
 )
 from torch_geometric.transforms import VirtualNode
 
+from experiments.training import num_parameters
 from groot_graph.nn import TreeSSMConv
 
 budget = 150_000  # parameters
@@ -123,10 +124,6 @@ class Network(nn.Module):
             more = (batch.batch,) if self.takes_batch else ()
             x = layer(x, batch.edge_index, *more)
         return self.answer(self.answer_at(self.norm(x), batch))
-
-
-def num_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def at_root(x: Tensor, batch: Batch) -> Tensor:

@@ -11,10 +11,10 @@ from scipy.sparse.csgraph import breadth_first_order, depth_first_order
 from torch_geometric.data import Data
 
 import groot_graph
-from benchmarks import cuda
-from benchmarks.graphs import grids, random_graph
-from benchmarks.measure import interleave
-from benchmarks.registry import Measurement, ResultsDifferError, at_most, row, speedup
+from benchmarks.harness import gpu
+from benchmarks.harness.graphs import grids, random_graph
+from benchmarks.harness.registry import Measurement, ResultsDifferError, at_most, row, speedup
+from benchmarks.harness.timing import in_turns
 
 
 @row(
@@ -50,8 +50,8 @@ def on_random_graph(repeats: int, num_nodes: int, num_edges: int) -> list[Measur
     device="cuda",
 )
 def on_trees_on_cuda(repeats: int, graphs: int, side: int) -> list[Measurement]:
-    drawn = cuda.input_sets(lambda seed: grids(graphs, side, side, seed))
-    return cuda.measure([_checked_on_cuda(graph) for graph in drawn], repeats)
+    drawn = gpu.input_sets(lambda seed: grids(graphs, side, side, seed))
+    return gpu.measure([_checked_on_cuda(graph) for graph in drawn], repeats)
 
 
 def _checked_on_cuda(graph: Data) -> Callable:
@@ -60,7 +60,7 @@ def _checked_on_cuda(graph: Data) -> Callable:
         graph.edge_index, graph.edge_weight, graph.num_nodes
     )
     expected = groot_graph.root_forest(graph.edge_index, graph.edge_mask, graph.num_nodes)
-    moved = graph.clone().to(cuda.DEVICE)
+    moved = graph.clone().to(gpu.DEVICE)
 
     def call():
         return groot_graph.root_forest(moved.edge_index, moved.edge_mask, moved.num_nodes)
@@ -87,8 +87,7 @@ def _against_peers(repeats: int, graph: Data) -> list[Measurement]:
         except ImportError:
             continue
         _check_parents(forest, np.asarray(parents()), name)
-    seconds = interleave(calls, repeats)
-    return [Measurement(seconds.pop("ours"), seconds)]
+    return in_turns(calls, repeats)
 
 
 def _with_super_root(kept: torch.Tensor, forest: groot_graph.Forest) -> np.ndarray:

