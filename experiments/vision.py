@@ -133,6 +133,7 @@ def run(variant: str, seed: int, epochs: int) -> dict:
     torch.manual_seed(seed)
     model = Network(variant)
     # Variants draw differently many numbers above; the order of the images is the seed's alone.
+    torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(images) / batch_size)
     losses = fit_to_the_end(

@@ -159,7 +159,8 @@ def imports_of(folder: str) -> set[str]:
     return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {folder}
 
 
-def test_the_extra_benchmark_brings_what_benchmarks_import():
+@pytest.mark.parametrize("folder", ["benchmarks", "experiments"])
+def test_the_extra_benchmark_brings_what_benchmarks_and_experiments_import(folder):
     brought = {
         item.name.lower()
         for item in requirements()
@@ -167,7 +168,7 @@ def test_the_extra_benchmark_brings_what_benchmarks_import():
     }
     owners = metadata.packages_distributions()
     # CuPy is brought by the extras for a GPU.
-    for name in imports_of("benchmarks") - {"groot_graph", "cupy"}:
+    for name in imports_of(folder) - {"groot_graph", "benchmarks", "experiments", "cupy"}:
         assert brought & {owner.lower() for owner in owners[name]}, name
 
 

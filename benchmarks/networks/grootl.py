@@ -45,7 +45,7 @@ def text_row(title: str, goal: Goal, tokens: int, **kind) -> Callable:
                 SHAPE + title,
                 goal,
                 full=FULL | {"tokens": tokens} | on_device,
-                smoke=SMOKE | {"tokens": min(tokens, 64)} | on_device,
+                smoke=SMOKE | {"tokens": 8} | on_device,
                 device=device,
                 least={"tokens": 4, "vocabulary": 2},
             )(function)

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from benchmarks.graphs import grids, spanning_forest
+from benchmarks.harness.graphs import grids, spanning_forest
 from groot_graph import (
     Forest,
     minimum_spanning_forest,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_geometric.utils import grid
 
-from benchmarks import graphs
+from benchmarks.harness import graphs
 from groot_graph import (
     Forest,
     minimum_spanning_forest,

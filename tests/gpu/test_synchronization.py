@@ -5,8 +5,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from benchmarks.cuda import captured
-from benchmarks.graphs import grids
+from benchmarks.harness.gpu import captured
+from benchmarks.harness.graphs import grids
 from groot_graph import Forest, minimum_spanning_forest, root_forest
 from tests.equipment.gpu_cases import Layer, chain_operands, moved, rings, whole_chain
 from tests.equipment.graphs import make_forest

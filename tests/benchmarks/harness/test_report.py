@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from benchmarks.registry import Result
-from benchmarks.report import table
-from benchmarks.units import quantity
+from benchmarks.harness.registry import Result
+from benchmarks.harness.report import read, table, write
+from benchmarks.harness.units import quantity
 
 MACHINE = {
     "cpu": "a CPU",
@@ -83,3 +83,17 @@ def test_row_that_was_not_measured_has_its_goal_and_the_reason():
 )
 def test_quantity(value, unit, text):
     assert quantity(value, unit) == text
+
+
+def test_a_file_is_whole_at_any_time_and_read_as_it_was_written(tmp_path, monkeypatch):
+    file, result = tmp_path / "new" / "results.json", make_result(met=True, details={"parts": 2})
+    write(file, {"machine": MACHINE, "results": [result.to_dict()]})
+    assert read(file) == (MACHINE, [result])
+
+    def interrupted(self, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(file, {"machine": {}, "results": []})
+    assert read(file) == (MACHINE, [result])

@@ -2,20 +2,22 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.registry import (
-    OPERATIONS,
-    SUBJECTS,
+from benchmarks.harness.registry import (
+    GROUPS,
+    ROWS,
     Measurement,
     NotMeasuredError,
     Row,
-    all_rows,
     at_least,
     at_most,
     cost,
+    row,
+    rows_of,
     speedup,
+    subjects,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def make_row(function, goal=None):
@@ -25,46 +27,67 @@ def make_row(function, goal=None):
 
 def test_every_operation_has_a_file_and_rows():
     folders = {path.parent.name for path in (ROOT / "groot_graph" / "ops").glob("*/api.py")}
-    assert set(OPERATIONS) == folders
-    assert {row.op for row in all_rows()} == set(SUBJECTS)
+    assert folders and folders <= set(subjects("ops"))
     for device in ("cpu", "cuda"):
-        assert {row.op for row in all_rows() if row.device == device} >= folders
+        assert {row.op for row in rows_of("ops") if row.device == device} >= folders
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_file_of_a_group_has_rows_in_its_sequence(group):
+    names = [row.op for row in rows_of(group)]
+    assert list(dict.fromkeys(names)) == subjects(group)
 
 
 @pytest.mark.parametrize("smoke", [True, False])
 def test_row_names_are_unique(smoke):
-    names = [(row.device, row.op, row.name(smoke)) for row in all_rows()]
+    rows = [row for group in GROUPS for row in rows_of(group)]
+    names = [(row.device, row.op, row.name(smoke)) for row in rows]
     assert len(set(names)) == len(names)
 
 
-def test_goals_on_a_gpu():
-    rows = [row for row in all_rows() if row.device == "cuda"]
-    assert [(row.op, row.name(smoke=False), str(row.goal)) for row in rows] == [
-        ("minimum_spanning_forest", "128 grids of 56x56", "<= 300 us"),
-        ("minimum_spanning_forest", "one 4096x4096 grid", ">= 1 G edges/s"),
-        (
-            "minimum_spanning_forest",
-            "random graph of 10,000,000 nodes and 40,000,000 edges",
-            ">= 1 G edges/s",
-        ),
-        (
-            "root_forest",
-            "128 trees of 56x56 nodes, with what the scans walk along",
-            "<= 500 us",
-        ),
-        ("tree_scan", "128x56x56 nodes, 160 channels, both, forward", "<= 1.5"),
-        ("tree_scan", "128x56x56 nodes, 160 channels, both, forward and backward", "<= 3"),
-        (
-            "selective_tree_scan",
-            "8 chains of 8192 tokens, 1536 channels, 16 states, up, forward",
-            "<= 2",
-        ),
-        (
-            "tree_ssm_conv",
-            "TreeSSMConv(96, 96), 128 images of 56x56, forward and backward",
-            "-",
-        ),
-    ]
+def test_a_row_is_registered_by_its_decorator_alone(monkeypatch):
+    monkeypatch.setattr("benchmarks.harness.registry.ROWS", rows := [])
+
+    @row("{size} nodes", at_most(2e-3), {"size": 9}, {"size": 3}, device="cuda")
+    def function(repeats, size):
+        return [Measurement([size / 1000] * repeats, {})]
+
+    (registered,) = rows
+    assert (registered.op, registered.device) == ("test_registry", "cuda")
+    (result,) = registered.run(repeats=4, smoke=False)
+    assert (result.row, result.goal, result.met) == ("9 nodes", "<= 2 ms", False)
+    assert result.samples == {"ours": [0.009] * 4}
+
+
+def test_every_row_on_a_gpu_with_a_goal_is_judged_by_what_it_says():
+    """A time by seconds, a rate by so many per second, a share by its peer."""
+    goals = [row.goal for row in ROWS if row.device == "cuda" and row.goal.bound is not None]
+    for goal in goals:
+        assert goal.is_met(goal.bound)
+        worse = goal.bound * (0.9 if goal.is_least else 1.1)
+        assert not goal.is_met(worse)
+        assert (goal.unit is None) == (goal.kind is not None)
+
+
+def test_sizes_can_be_changed_to_the_same_type():
+    sizes = {"size": 9, "kind": "a", "wide": False, "many": (1, 2)}
+    entry = Row("tree_scan", "{kind} {size}", None, cost(), sizes, sizes, least={"size": 4})
+    changed = entry.with_sizes({"size": 5, "wide": True, "many": (3,), "other": 1})
+    assert changed.full == {"size": 5, "kind": "a", "wide": True, "many": (3,)}
+    assert changed.name(smoke=True) == "a 5"
+    for name, value, message in [
+        ("size", 3, "size must be at least 4, got 3"),
+        ("size", 5.0, "size must be of type int, got 5.0"),
+        ("wide", 1, "wide must be of type bool, got 1"),
+        ("kind", "b", "kind must be of type str, got 'b'"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            entry.with_sizes({name: value})
+
+
+def test_a_ratio_without_a_peer_is_not_judged():
+    (result,) = make_row(lambda repeats, size: [Measurement([1.0], {})]).run(1, smoke=False)
+    assert (result.ours, result.ratio, result.ratio_kind, result.met) == (1.0, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +117,11 @@ def test_ratio(ratio, ours, peer, value, met):
 )
 def test_limit_looks_at_ours_alone(limit, ours, met, text):
     unit = limit.unit
-    row = make_row(lambda repeats, size: [Measurement([ours], {}, unit=unit)], limit)
-    (result,) = row.run(repeats=1, smoke=False)
+    entry = make_row(lambda repeats, size: [Measurement([ours], {}, unit=unit)], limit)
+    (result,) = entry.run(repeats=1, smoke=False)
     assert (result.ours, result.met, result.goal) == (ours, met, text)
     assert (result.peer, result.peer_value, result.ratio, result.ratio_kind) == (None,) * 4
-    (smoke_result,) = row.run(repeats=1, smoke=True)
+    (smoke_result,) = entry.run(repeats=1, smoke=True)
     assert (smoke_result.met, smoke_result.goal) == (None, "-")
 
 
@@ -124,8 +147,8 @@ def test_row_takes_medians_and_the_fastest_peer():
 
 
 def test_smoke_sizes_are_not_judged():
-    row = make_row(lambda repeats, size: [Measurement([1.0], {"peer": [3.0]})])
-    (result,) = row.run(repeats=1, smoke=True)
+    entry = make_row(lambda repeats, size: [Measurement([1.0], {"peer": [3.0]})])
+    (result,) = entry.run(repeats=1, smoke=True)
     assert (result.row, result.ratio, result.goal, result.met) == ("3 nodes", 3.0, "-", None)
 
 

@@ -1,24 +1,23 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch_geometric.data import Batch
 
-from benchmarks import long_range, training
-from benchmarks.long_range import (
+from experiments import long_range, training
+from experiments.long_range import (
+    EXPERIMENT,
     MODELS,
     TASKS,
-    accuracy,
-    chosen,
-    fit,
-    main,
-    make_loader,
     make_network,
     make_sets,
     run,
     table,
 )
-from benchmarks.peers import OURS, budget, num_parameters
+from experiments.networks import OURS, budget
+from experiments.runner import chosen, main
+from experiments.training import accuracy, fit_to_graphs, make_loader, num_parameters
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
     torch.manual_seed(0)
     train, validation, test = make_sets("ring", 5, 0)
     network = make_network(MODELS[OURS], "ring", 5, train)
-    found = fit(network, make_loader(train, 16), validation, 600, 1e-3, 5, "")
+    found = fit_to_graphs(network, make_loader(train, 16), validation, 600, 1e-3, 5, "")
     assert found["validation"] == accuracy(network, validation) == 1
     assert accuracy(network, test) == 1
     assert found["steps_taken"] < found["steps_in_all"] < 600
@@ -102,7 +101,7 @@ def test_a_run_at_chance_is_given_up_after_a_third(margin, steps_in_all, small, 
     monkeypatch.setattr(training, "checks_to_stop", 9)
     train, validation, _ = make_sets("ring", 5, 0)
     network = make_network(MODELS["GCN"], "ring", 5, train)
-    found = fit(network, make_loader(train, 16), validation, 6, 1e-3, 5, "")
+    found = fit_to_graphs(network, make_loader(train, 16), validation, 6, 1e-3, 5, "")
     assert found["steps_in_all"] == steps_in_all
 
 
@@ -117,7 +116,8 @@ def test_same_seed_same_run(small):
 def result(model, seed, rate, validation, accuracy):
     return {
         "task": "ring", "distance": 5, "model": model, "seed": seed, "learning_rate": rate,
-        "validation": validation, "accuracy": accuracy, "num_classes": 5,
+        "validation": validation, "accuracy": accuracy, "num_classes": 5, "num_parameters": 9,
+        "seconds": 1200.0,
     }  # fmt: skip
 
 
@@ -131,27 +131,21 @@ def test_the_learning_rate_is_chosen_on_the_validation_set_of_the_first_seed():
         result("GCN", 0, 1e-3, validation=0.2, accuracy=0.25),
     ]
     assert chosen(runs, task="ring", distance=5, model=OURS) == runs[2:4]
-    lines = table(runs, "ring").splitlines()
-    assert lines[0] == "| ring, distance | 5 |"
-    assert lines[2] == f"| {OURS} | 70.0 ± 14.1 |"
-    assert lines[3] == "| GCN | 25.0 ± nan |"
+    lines = table(runs).splitlines()
+    assert lines[0] == "6 runs, 2.0 hours; 9 to 9 parameters"
+    assert lines[2] == "| ring, distance | 5 |"
+    assert lines[4] == f"| {OURS} | 70.0 ± 14.1 |"
+    assert lines[5] == "| GCN | 25.0 ± nan |"
     assert lines[-1] == "| chance | 20.0 |"
 
 
-def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, capsys):
+def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, capsys):
     options = ["--task", "ring", "--model", "GCN", "--distance", "5", "--seeds", "2"]
     options += ["--json", str(tmp_path / "runs.json"), "--plot", str(tmp_path / "plot.png")]
-    runs = main(options)
+    runs = main(EXPERIMENT, options)
     assert len(runs) == len(training.learning_rates) + 1
     assert json.loads((tmp_path / "runs.json").read_text())["runs"] == runs
     assert (tmp_path / "plot.png").stat().st_size > 5000
     assert "| GCN |" in capsys.readouterr().out
-    monkeypatch.setattr(long_range, "run", None)  # would fail if it were called
-    assert main(options) == runs
-
-
-@pytest.mark.parametrize("options", [["--seeds", "0"], ["--steps", "0"]])
-def test_bad_options_are_refused(options, capsys):
-    with pytest.raises(SystemExit):
-        main(options)
-    assert "must be at least 1" in capsys.readouterr().err
+    never = replace(EXPERIMENT, run=None)  # would fail if it were called
+    assert main(never, options) == runs

@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from benchmarks import long_range, long_range_routes
-from benchmarks.long_range import MODELS, make_network
-from benchmarks.long_range_routes import SilentAt, is_leaf, is_root, main, table
-from benchmarks.peers import OURS, Network
-from benchmarks.training import accuracy
+from experiments import long_range, long_range_routes
+from experiments.long_range import MODELS, make_network
+from experiments.long_range_routes import EXPERIMENT, SilentAt, is_leaf, is_root, table
+from experiments.networks import OURS, Network
+from experiments.runner import main, parse
+from experiments.training import accuracy
 from groot_graph.datasets import TreeNeighborsMatch
 
 
@@ -74,16 +76,24 @@ def test_a_run_is_that_of_the_long_range_benchmark(small):
         assert found[name] == expected[name]
 
 
-def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, capsys):
+def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, capsys):
     file = tmp_path / "runs.json"
     options = ["--depth", "2", "--seed", "0", "--steps", "2", "--json", str(file)]
-    main([*options, "--state-size", "16"])
-    runs = main([*options, "--state-size", "16", "--state-size", "2"])
+    main(EXPERIMENT, [*options, "--state-size", "16"])
+    runs = main(EXPERIMENT, [*options, "--state-size", "16", "--state-size", "2"])
     assert [run["state_size"] for run in runs] == [16, 2]
     assert json.loads(file.read_text())["runs"] == runs
     assert table(runs) in capsys.readouterr().out
-    monkeypatch.setattr(long_range_routes, "run", None)
-    assert main([*options, "--state-size", "16", "--state-size", "2"]) == runs
+    never = replace(EXPERIMENT, run=None)  # would fail if it were called
+    assert main(never, [*options, "--state-size", "16", "--state-size", "2"]) == runs
+
+
+def test_options_put_any_values_into_the_cells():
+    args = parse(EXPERIMENT, ["--depth", "7", "--state-size", "32", "--seed", "8"])
+    assert args.cells == [{"depth": 7, "state_size": 32, "seed": 8, "steps": 6000}]
+    every = parse(EXPERIMENT, []).cells
+    assert len(every) == 9
+    assert every[0] == {"depth": 5, "state_size": 16, "seed": 0, "steps": 3000}
 
 
 def test_table():
@@ -95,14 +105,9 @@ def test_table():
         "accuracy": 1.0,
         "silent_at_leaves": 0.51,
         "silent_at_root": 0.998,
+        "num_parameters": 9,
+        "seconds": 1.0,
     }
     lines = table([run, {**run, "depth": 4}]).splitlines()
-    assert lines[2].startswith("| 4 |")
-    assert lines[3] == "| 5 | 16 | 0 | 1,050 | 100.0 | 51.0 | 99.8 |"
-
-
-@pytest.mark.parametrize("options", [["--depth", "0"], ["--state-size", "0"], ["--steps", "0"]])
-def test_bad_options_are_refused(options, capsys):
-    with pytest.raises(SystemExit):
-        main(options)
-    assert "must be at least 1" in capsys.readouterr().err
+    assert lines[6].startswith("| 4 |")
+    assert lines[7] == "| 5 | 16 | 0 | 1,050 | 100.0 | 51.0 | 99.8 |"

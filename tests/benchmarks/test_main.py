@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import groot_graph
-from benchmarks.registry import all_rows
-from benchmarks.run import main
+from benchmarks.__main__ import main
+from benchmarks.harness.registry import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def smoke_json(smoke_files):
 
 def test_smoke_run_has_every_row(smoke_json):
     found = {(result["op"], result["row"]) for result in smoke_json["results"]}
-    rows = [row for row in all_rows() if row.device == "cpu"]
+    rows = [row for row in rows_of("ops") if row.device == "cpu"]
     assert found == {(row.op, row.name(smoke=True)) for row in rows}
 
 
@@ -54,13 +54,16 @@ def test_selected_rows_are_in_the_table(capsys):
     [
         (["--op", "nothing"], "invalid choice: 'nothing'"),
         (["--row", "nothing"], "--row 'nothing' matches no row"),
-        (["--repeats", "0"], "must be at least 1, got 0"),
+        (["--repeats", "0"], "must be above 0 and finite, got 0"),
         (["--op", "root_forest", "--plot", "size.png"], "--plot needs"),
         (["--json", "no/such/folder.json"], "is not a directory"),
         (["--op", "tree_ssm_conv"], "--op tree_ssm_conv has no row for --device cpu"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--set", "side=two"], "must be NAME=VALUE"),
+        (["--set", "side=0"], "side must be at least 1, got 0"),
+        (["--op", "tree_scan", "--set", "token=9"], "no row that is selected has a size of this"),
+        (["--show", "no/such/file.json"], "no such file"),
     ],
-    ids=["op", "row", "repeats", "plot", "json", "op-of-another-device", "device"],
 )
 def test_bad_arguments_end_before_the_run(argv, message, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -76,3 +79,13 @@ def test_wrong_result_ends_the_run(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "total weight of the forest, ours and SciPy" in captured.err
     assert captured.out == ""
+
+
+def test_a_size_is_changed_and_a_file_shown_again(tmp_path, capsys):
+    file = tmp_path / "results.json"
+    argv = ["--smoke", "--repeats", "1", "--op", "tree_scan", "--row", "up", "--set", "channels=3"]
+    assert main([*argv, "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "2x7x7 nodes, 3 channels, up, forward" in printed
+    assert main(["--show", str(file)]) == 0
+    assert capsys.readouterr().out == printed

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import groot_graph
-from benchmarks import cuda, machine, measure
-from benchmarks.graphs import grids
-from benchmarks.registry import all_rows
-from benchmarks.run import main
+from benchmarks.__main__ import main
+from benchmarks.harness import gpu, machine, timing
+from benchmarks.harness.graphs import grids
+from benchmarks.harness.registry import rows_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GPU = {
     "name": "a GPU",
     "memory": 80 * 10**9,
@@ -26,13 +26,13 @@ GPU = {
 
 @pytest.fixture
 def without_gpu(monkeypatch):
-    monkeypatch.setattr(cuda, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(cuda, "event_seconds", measure.wall_seconds)
-    monkeypatch.setattr(cuda, "captured", lambda call: call)
-    monkeypatch.setattr(cuda, "missing", lambda: None)
-    monkeypatch.setattr(cuda, "COPY_BYTES", 1024)
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(gpu, "event_seconds", timing.wall_seconds)
+    monkeypatch.setattr(gpu, "captured", lambda call: call)
+    monkeypatch.setattr(gpu, "missing", lambda: None)
+    monkeypatch.setattr(gpu, "COPY_BYTES", 1024)
     monkeypatch.setattr(machine, "_gpu", lambda: GPU)
-    monkeypatch.setattr(measure, "LEAD_IN_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "LEAD_IN_SECONDS", 0.0)
 
 
 @pytest.mark.full
@@ -43,7 +43,7 @@ def test_smoke_run_has_every_row(without_gpu, tmp_path, capsys):
     content = json.loads(file.read_text())
     assert (content["machine"]["device"], content["machine"]["gpu"]) == ("cuda", GPU)
     found = {(result["op"], result["row"]) for result in content["results"]}
-    rows = [row for row in all_rows() if row.device == "cuda"]
+    rows = [row for row in rows_of("ops") if row.device == "cuda"]
     assert found == {(row.op, row.name(smoke=True)) for row in rows}
     for result in content["results"]:
         assert len(result["samples"]["ours"]) == 2
@@ -52,9 +52,9 @@ def test_smoke_run_has_every_row(without_gpu, tmp_path, capsys):
 
 
 def test_launches_are_measured_and_graphs_printed(without_gpu):
-    called, replayed = cuda.measure([lambda: None], 3, {"peer": lambda: None})
+    called, replayed = gpu.measure([lambda: None], 3, {"peer": lambda: None})
     assert called.judged and not replayed.judged
-    assert replayed.work == cuda.REPLAY
+    assert replayed.work == gpu.REPLAY
     for measured in (called, replayed):
         assert len(measured.ours) == 3 and set(measured.peers) == {"peer"}
 
@@ -82,7 +82,7 @@ def test_refused_without_a_gpu(capsys):
 
 def test_refused_without_cupy(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as exit_:
         main(["--device", "cuda"])
     assert exit_.value.code == 2
@@ -90,23 +90,23 @@ def test_refused_without_cupy(monkeypatch, capsys):
 
 
 def test_calls_take_turns():
-    call = cuda.in_turn([lambda: "a", lambda: "b"])
+    call = gpu.in_turn([lambda: "a", lambda: "b"])
     assert "".join(call() for _ in range(5)) == "ababa"
 
 
 def test_input_sets_are_more_than_a_cache_holds(monkeypatch):
     graph = grids(2, 7, 7)
-    size = cuda.num_bytes(graph.edge_index, graph.edge_weight)
+    size = gpu.num_bytes(graph.edge_index, graph.edge_weight)
     assert size == 20 * graph.edge_index.size(1)
-    for cache_bytes, number in ((1, 1), (size, 1), (3 * size - 1, 3), (10**9, cuda.MOST_SETS)):
-        monkeypatch.setattr(cuda, "CACHE_BYTES", cache_bytes)
-        sets = cuda.input_sets(lambda seed: grids(2, 7, 7, seed))
+    for cache_bytes, number in ((1, 1), (size, 1), (3 * size - 1, 3), (10**9, gpu.MOST_SETS)):
+        monkeypatch.setattr(gpu, "CACHE_BYTES", cache_bytes)
+        sets = gpu.input_sets(lambda seed: grids(2, 7, 7, seed))
         assert len(sets) == number
     assert not torch.equal(sets[0].edge_weight, sets[1].edge_weight)
 
 
 def test_our_kernels_are_those_of_the_sources():
-    names = cuda.our_kernels()
+    names = gpu.our_kernels()
     assert {"find_lowest", "list_arcs", "reduce_input", "finish_input"} <= names
     text = "".join(path.read_text() for path in (ROOT / "cuda").glob("*.cu*"))
     assert len(names) <= text.count("__global__")
@@ -121,5 +121,5 @@ def test_our_kernels_are_those_of_the_sources():
     ],
 )
 def test_share_outside_in_words(monkeypatch, seconds, text):
-    monkeypatch.setattr(cuda, "_kernel_seconds", lambda call: Counter(seconds))
-    assert text in cuda.share_outside(lambda: None)
+    monkeypatch.setattr(gpu, "_kernel_seconds", lambda call: Counter(seconds))
+    assert text in gpu.share_outside(lambda: None)
