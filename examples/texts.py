@@ -20,16 +20,20 @@ def read_sources(folder: Path, pattern: str, at_least: int) -> list[str]:
     return [file.read_text(encoding="utf-8", errors="replace") for file in files]
 
 
-def train_tokenizer(texts: list[str], vocab_size: int, **special) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: list[str], vocab_size: int, eos_token: str, pad_token: str, **options
+) -> PreTrainedTokenizerFast:
     """Byte pairs, as the tokens of Mamba are."""
     tokens = Tokenizer(BPE())
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(dict.fromkeys(special.values())),
+        special_tokens=list(dict.fromkeys([eos_token, pad_token])),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokens.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, eos_token=eos_token, pad_token=pad_token, **options
+    )

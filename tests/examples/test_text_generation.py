@@ -196,6 +196,9 @@ def test_a_panel_for_every_layer(run, checkpoints, tmp_path):
 
 def test_words_are_the_text(checkpoints):
     _, tokenizer = load(checkpoints / "context", None)
+    # Of the letters of a text none is special.
+    assert tokenizer.all_special_tokens == [text_generation.end]
+    assert len(tokenizer.encode("left", add_special_tokens=False)) > 1
     words = text_generation.words_of(tokenizer.encode(PROMPT), tokenizer)
     assert "".join(words) == PROMPT.replace(" ", "·")
 
