@@ -24,14 +24,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from groot_graph.analysis import affinity_map, raster_forest, scan_of_layer
 from groot_graph.models import GrootV, grootv_tiny, load_grootv
-from groot_graph.visualization import (
-    affinity_map,
-    plot_affinity,
-    plot_image_tree,
-    raster_forest,
-    scan_of_layer,
-)
+from groot_graph.visualization import plot_affinity, plot_image_tree
 
 from common import UserError, save_figure, told_errors
 from images import read_image

@@ -24,14 +24,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from groot_graph.analysis import affinity_map, scan_of_layer
 from groot_graph.nn import TreeSSMConv
 from groot_graph.transforms import ImageToGraph
-from groot_graph.visualization import (
-    affinity_map,
-    plot_affinity,
-    plot_image_tree,
-    scan_of_layer,
-)
+from groot_graph.visualization import plot_affinity, plot_image_tree
 
 from common import Checkpoint, UserError, check_device, save_figure, told_errors
 from images import image_files, load_built_in, read_image

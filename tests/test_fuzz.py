@@ -26,6 +26,7 @@ from groot_graph import (
     transforms,
     tree_scan,
 )
+from groot_graph.analysis import affinity_map, raster_forest, scan_of_layer
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 from groot_graph.models import GrootV, convert_grootv_checkpoint, load_grootv
 from groot_graph.nn import GridTreeSSM, TreeSSM, TreeSSMConv, TreeTopology
@@ -35,14 +36,7 @@ from groot_graph.ops.root_forest.reference import root_forest_reference
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from groot_graph.transforms import ImageToGraph, PointsToGraph, TextToGraph, ToSpanningForest
-from groot_graph.visualization import (
-    affinity_map,
-    plot_affinity,
-    plot_image_tree,
-    plot_text_tree,
-    raster_forest,
-    scan_of_layer,
-)
+from groot_graph.visualization import plot_affinity, plot_image_tree, plot_text_tree
 from tests.equipment.graphs import forests, multigraphs, to_edge_index
 from tests.equipment.scans import DIRECTIONS, EPS, FLOATS, TOLERANCE, assert_near
 from tests.equipment.tree_ssm import line_to_root, plain_loop

@@ -179,6 +179,13 @@ class TreeSSM(torch.nn.Module):
         # By name, because a mark on a parameter does not outlive its copy.
         return {"A_log", "D"}
 
+    def forest_and_transition(self, u: Tensor, forest: Forest) -> tuple[Forest, Tensor]:
+        r"""What the states pass along, for :func:`groot_graph.analysis.scan_of_layer`: the forest,
+        and the :meth:`transition` of every node, of shape
+        :obj:`[num_nodes, channels * state_size]`.
+        """
+        return forest, self.transition(u).flatten(1)
+
     def _operands(self, u: Tensor) -> Operands:
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)

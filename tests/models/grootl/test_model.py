@@ -26,6 +26,7 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
+from groot_graph.analysis import affinity_map, scan_of_layer  # noqa: E402
 from groot_graph.errors import NotANumberError  # noqa: E402
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
 from groot_graph.models.grootl import (  # noqa: E402
@@ -614,6 +615,37 @@ def test_hooks_see_prompts_and_next_tokens(model):
     model.generate(tokens(1, 9), max_new_tokens=3)
     per_token = 2 * len(model.backbone.layers)
     assert seen == [9] * per_token + [1] * per_token + [1] * per_token
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_scan_of_a_layer_is_its_tree(model, use_cache):
+    input_ids, forests = tokens(2, 9), []
+    mixer = model.backbone.layers[1].mixer
+    hook = mixer.tree.register_forward_hook(lambda tree, args, forest: forests.append(forest))
+    model(input_ids, context_lengths=[9, 4], use_cache=False)
+    hook.remove()
+    forest, transition = scan_of_layer(
+        model, input_ids, layer=1, context_lengths=[9, 4], use_cache=use_cache
+    )
+    assert forest.parent.equal(forests[0].parent) and forest.num_trees == 2
+    assert transition.shape == (18, mixer.intermediate_size * mixer.ssm_state_size)
+    assert ((transition > 0) & (transition < 1)).all()
+    assert affinity_map(forest, transition, 3)[9:].eq(0).all()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_scan_of_a_layer_carries_the_transition_of_the_next_token_in_a_context():
+    input_ids, scans = tokens(2, 9), {}
+    for mode in MODES:
+        model = grootl(tree_mode=mode, tree_scale=0)
+        scans[mode] = scan_of_layer(model, input_ids, layer="backbone.layers.0")[1]
+    assert scans["context"].equal(scans["causal"].roll(-1, dims=0))
+
+
+def test_no_scan_of_tokens_that_follow_a_cache(model):
+    cache = cache_of(model(tokens(1, 4), use_cache=True))
+    with pytest.raises(ValueError, match="'past_key_values' must be empty"):
+        scan_of_layer(model, tokens(1, 1), past_key_values=cache)
 
 
 def test_weights_that_are_no_numbers():
