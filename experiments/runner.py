@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.harness.machine import describe
 from benchmarks.harness.report import machine_lines
-from benchmarks.harness.units import positive
+from benchmarks.harness.units import positive, positive_float
 from experiments.store import complete
 
 NAMES = ("vision", "text", "long_range", "long_range_routes", "real_graphs")
@@ -31,7 +31,7 @@ class Experiment:
             `validation`.
         table (Callable): What is printed of all runs.
         plot (Callable, optional): Draws all runs into a file.
-        free (tuple): The names whose option puts any values into all cells.
+        free (tuple): The names whose option puts any numbers into all cells.
         seeds (int): The number of seeds of every cell. 0: a cell holds its own.
         learning_rates (tuple): From which each cell gets the one that is best on the validation
             set of the first seed. Without any, a cell is run as it is.
@@ -75,12 +75,13 @@ def parse(experiment: Experiment, argv: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", help=help, **arguments)
 
     for name, first in experiment.cells[0].items():
-        values = (
-            None if name in experiment.free else {cell[name]: None for cell in experiment.cells}
-        )
-        add(name, "only this one, or these", action="append", type=type(first), choices=values)
-    for name in experiment.settings:
-        add(name, "of every run (that of the cell)", type=positive, metavar="N")
+        kind, values = type(first), list(dict.fromkeys(cell[name] for cell in experiment.cells))
+        if name in experiment.free:
+            kind, values = int if name == "seed" else positive, None
+        add(name, "only this one, or these", action="append", type=kind, choices=values)
+    for name, of in experiment.settings.items():
+        kind = positive if isinstance(of(experiment.cells[0]), int) else positive_float
+        add(name, "of every run (that of the cell)", type=kind, metavar="N")
     if experiment.seeds:
         add("seeds", f"runs per cell ({experiment.seeds})", type=positive, metavar="N")
     file, written = Path("outputs") / experiment.name, {"type": Path, "metavar": "FILE"}

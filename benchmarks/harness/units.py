@@ -21,8 +21,15 @@ def quantity(value: float, unit: str) -> str:
     return f"{scaled:,.0f} {name}" if abs(scaled) >= 1000 else f"{scaled:.3g} {name}"
 
 
-def positive(text: str) -> int | float:
-    value = int(text) if text.lstrip("-").isdigit() else float(text)
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
     if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"must be above 0 and finite, got {text}")
+        raise ArgumentTypeError(f"must be above 0 and finite, got {value}")
     return value

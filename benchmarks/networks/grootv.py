@@ -32,7 +32,7 @@ def every_row(function: Callable) -> Callable:
                     "GrootV-{model}, {mode}, batches of {batch} images of {size}x{size}",
                     speedup(),
                     full=kind | {"batch": batch, "size": 224},
-                    smoke=kind | {"batch": 1, "size": 32},
+                    smoke=kind | {"batch": 2, "size": 32},
                     device=device,
                     least={"size": 32},
                 )(function)
@@ -62,7 +62,7 @@ def throughput(repeats: int, compiled: bool, **setting) -> list[Measurement]:
     num_parameters = sum(weight.numel() for weight in NETWORKS[of.model]().parameters())
     flops, shares = giga_flops(of.model, of.size), parts(step, of.device)
     size = f"{num_parameters:,} parameters", f"{flops:.2f} GFLOPs"
-    peak = gpu.peak_memory(of.device, make_warm_step, (of,), (of._replace(size=32),))
+    peak = gpu.peak_memory(of.device, make_warm_step, (of,), (of._replace(size=64),))
     return [
         Measurement(
             samples.pop("ours"),

@@ -54,7 +54,7 @@ def test_selected_rows_are_in_the_table(capsys):
     [
         (["--op", "nothing"], "invalid choice: 'nothing'"),
         (["--row", "nothing"], "--row 'nothing' matches no row"),
-        (["--repeats", "0"], "must be above 0 and finite, got 0"),
+        (["--repeats", "0"], "must be at least 1, got 0"),
         (["--op", "root_forest", "--plot", "size.png"], "--plot needs"),
         (["--json", "no/such/folder.json"], "is not a directory"),
         (["--op", "tree_ssm_conv"], "--op tree_ssm_conv has no row for --device cpu"),

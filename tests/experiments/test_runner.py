@@ -89,15 +89,19 @@ def test_networks_of_other_sizes_are_not_compared():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seeds", "0"], "--seeds: must be above 0 and finite, got 0"),
-        (["--steps", "0"], "--steps: must be above 0 and finite, got 0"),
-        (["--steps", "nan"], "--steps: must be above 0 and finite, got nan"),
+        (["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+        (["--steps", "0"], "--steps: must be at least 1, got 0"),
+        (["--steps", "2.5"], "--steps: invalid positive value: '2.5'"),
+        (["--rate", "nan"], "--rate: must be above 0 and finite, got nan"),
+        (["--depth", "0"], "--depth: must be at least 1, got 0"),
         (["--task", "c"], "invalid choice: 'c'"),
     ],
 )
 def test_bad_options_are_refused(options, message, capsys):
+    cells = [{"task": "a", "depth": 1}]
+    settings = {**TOY.settings, "rate": lambda cell: 0.1}
     with pytest.raises(SystemExit):
-        parse(TOY, options)
+        parse(replace(TOY, cells=cells, settings=settings, free=("depth",)), options)
     assert message in capsys.readouterr().err
 
 
@@ -125,4 +129,5 @@ def test_nothing_is_left_to_run_of_the_published_results(name, tmp_path, capsys,
 def test_the_command_names_the_experiments(capsys):
     assert command([]) == 0
     assert command(["nothing"]) == 2
-    assert all(name in capsys.readouterr().out for name in NAMES)
+    usage = capsys.readouterr().out.splitlines()[0]
+    assert all(name in usage for name in NAMES)

@@ -54,7 +54,7 @@ def test_compiled_takes_turns_with_eager(small, monkeypatch, tmp_path):
 @pytest.mark.full
 def test_memory_of_a_step_is_measured_in_a_fresh_process():
     of = Setting("tiny", "inference", "cpu", bfloat16=False, batch=2, size=64)
-    memory = gpu.peak_memory("cpu", grootv.make_warm_step, (of,), (of._replace(size=32),))
+    memory = gpu.peak_memory("cpu", grootv.make_warm_step, (of,), (of._replace(size=64),))
     # At least one map of the first stage's MLP: 2 images, 16 x 16 nodes, 320 channels.
     assert memory > 2 * 16 * 16 * 320 * 4
     assert memory < 300_000_000
