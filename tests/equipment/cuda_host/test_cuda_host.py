@@ -1,4 +1,5 @@
 import json
+from importlib.resources import files
 
 import pytest
 import torch
@@ -414,9 +415,10 @@ def labels_on_host(edge_index, num_nodes):
     link, label = zeros(num_nodes), zeros(num_nodes)
     num_joined = zeros(1)
     num_edges = edge_index.size(1)
-    launch.launch("join", "start", num_nodes, link, num_nodes)
-    launch.launch("join", "join", 600, *edge_index, link, num_joined, num_edges)
-    launch.launch("join", "label", num_nodes, link, label, num_nodes)
+    kernel = launch.bind("join")
+    kernel("start", num_nodes, link, num_nodes)
+    kernel("join", 600, *edge_index, link, num_joined, num_edges)
+    kernel("label", num_nodes, link, label, num_nodes)
     return label.long(), num_joined.item()
 
 
@@ -428,7 +430,7 @@ def join_source(monkeypatch):
     def with_join(operation):
         if operation != "join":
             return source(operation)
-        included = launch.files("groot_graph.cuda").joinpath("common.cuh").read_text()
+        included = files("groot_graph.cuda").joinpath("common.cuh").read_text()
         return text.replace('#include "common.cuh"', included)
 
     monkeypatch.setattr(launch, "source", with_join)
