@@ -132,11 +132,13 @@ class GridTreeSSM(torch.nn.Module):
 
 def convolve(conv: Conv2d, x: Tensor) -> Tensor:
     r"""A convolution over features that have their channels last."""
-    x = x.permute(0, 3, 1, 2)
-    if torch.compiler.is_compiling():
-        # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
-        x = x.contiguous()
-    return conv(x).permute(0, 2, 3, 1).contiguous()
+    return conv(laid_out(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).contiguous()
+
+
+def laid_out(images: Tensor) -> Tensor:
+    r"""Permuted images as a convolution takes them."""
+    # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
+    return images.contiguous() if torch.compiler.is_compiling() else images
 
 
 def _check_edge_weight(edge_weight, x_j: Tensor) -> None:

@@ -11,6 +11,7 @@ from groot_graph import checks
 from groot_graph.checks import check_bool, check_floating, check_number, check_positive_int
 from groot_graph.errors import NotANumberError
 from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, Stem, reset_projection
+from groot_graph.nn.grid_tree_ssm import laid_out
 from groot_graph.nn.tree_ssm import TreeSSM
 
 # The sides of an image shrink by this much until the last stage.
@@ -180,7 +181,7 @@ class GrootV(nn.Module):
 
     def pool(self, features: Tensor) -> Tensor:
         r"""The last map as one vector per image, of shape :obj:`[batch, num_features]`."""
-        return F.gelu(self.head_norm(self.head_conv(features))).mean(dim=(2, 3))
+        return F.gelu(self.head_norm(self.head_conv(laid_out(features)))).mean(dim=(2, 3))
 
     def reset_classifier(self, num_classes: int) -> None:
         r"""Puts a new last layer, for another number of classes, in place of the old one."""

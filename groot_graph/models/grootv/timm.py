@@ -16,6 +16,7 @@ except ImportError as error:
 from groot_graph.models.grootv.blocks import reset_projection
 from groot_graph.models.grootv.checkpoint import convert_grootv_checkpoint
 from groot_graph.models.grootv.network import GrootV
+from groot_graph.nn.grid_tree_ssm import laid_out
 
 __all__ = ["TimmGrootV"]
 
@@ -83,7 +84,7 @@ class TimmGrootV(GrootV):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         r"""The logits of the last map, or, with `pre_logits`, what the last layer would get."""
-        x = self.head_act(self.head_norm(self.head_conv(x)))
+        x = self.head_act(self.head_norm(self.head_conv(laid_out(x))))
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 
