@@ -26,8 +26,8 @@ def of_row(results, text):
 
 
 def test_every_row_is_measured(results):
-    for text in ("forward, 8 tokens", "training step, 8 tokens"):
-        found = of_row(results, text)[-2:]
+    for text in ("16, forward, 8 tokens", "training step, 8 tokens"):
+        found = of_row(results, text)
         assert [result["work"].split(", ")[-1] for result in found] == ["tree", "causal tree"]
         assert {result["peer"] for result in found} == {"chain"}
     beside = of_row(results, "forward beside transformers, 8 tokens")

@@ -56,7 +56,7 @@ def test_every_row_takes_what_its_call_takes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(large_graph, "taken_alone", taken_alone)
     path = tmp_path / "results.json"
-    for row in ("grid", "of 2 random edges per node, 400 nodes", "of 8 random", "of 32 random"):
+    for row in ("grid", "nodes, 2 random", "nodes, 8 random", "nodes, 32 random"):
         monkeypatch.setattr(
             large_graph,
             "in_fresh_processes",
