@@ -66,54 +66,57 @@ def _scan_backward(first_unit, last_unit, placed, direction, operands, grad, gra
 @njit(cache=True, nogil=True)
 def skip(placed, unit, operands, y):
     r"""y_i = D u_i."""
+    u, D = operands.u, operands.D
     for place in range(unit.start, unit.stop):
         row = placed.order[place] * operands.channels
         for channel in range(unit.first, unit.last, lanes(y)):
             count = unit.last - channel
-            value = load(operands.u, row + channel, count)
-            store(y, row + channel, count, multiply(load(operands.D, channel, count), value))
+            value = load(u, row + channel, count)
+            store(y, row + channel, count, multiply(load(D, channel, count), value))
 
 
 @njit(cache=True, nogil=True)
 def skip_backward(placed, unit, operands, grad, grads):
     r"""ū_i = D ȳ_i,  D̄ = Σ ȳ_i u_i."""
+    u, D, grad_u, grad_D = operands.u, operands.D, grads.u, grads.D
     for place in range(unit.start, unit.stop):
         row = placed.order[place] * operands.channels
         for channel in range(unit.first, unit.last, lanes(grad)):
             count = unit.last - channel
             grad_y = load(grad, row + channel, count)
-            grad_u = multiply(load(operands.D, channel, count), grad_y)
-            store(grads.u, row + channel, count, grad_u)
-            value = load(operands.u, row + channel, count)
-            add_product(grads.D, unit.bundle * operands.channels + channel, count, grad_y, value)
+            store(grad_u, row + channel, count, multiply(load(D, channel, count), grad_y))
+            value = load(u, row + channel, count)
+            add_product(grad_D, unit.bundle * operands.channels + channel, count, grad_y, value)
 
 
 @njit(cache=True, nogil=True)
 def discretise(placed, unit, s, operands, state, transition):
     r"""x_i = Δ_i B_i u_i and a_i = exp(Δ'_i A), for one of the states."""
+    u, delta, step, B = operands.u, operands.delta, operands.transition_delta, operands.B
     for place in range(unit.start, unit.stop):
         node = placed.order[place]
-        B = splat(operands.B[node * operands.state_size + s])
+        weight = splat(B[node * operands.state_size + s])
         for channel in range(unit.first, unit.last, lanes(state)):
             row, count = node * operands.channels + channel, unit.last - channel
             own = in_rows(unit, place, channel)
-            scaled = multiply(load(operands.delta, row, count), load(operands.u, row, count))
-            store_whole(state, own, multiply(scaled, B))
-            step = load(operands.transition_delta, row, count)
-            store_whole(transition, own, form_transition(operands, step, s, channel, count))
+            scaled = multiply(load(delta, row, count), load(u, row, count))
+            store_whole(state, own, multiply(scaled, weight))
+            a = form_transition(operands, load(step, row, count), s, channel, count)
+            store_whole(transition, own, a)
 
 
 @njit(cache=True, nogil=True)
 def discretise_backward(placed, unit, s, operands, grad_x, slope, grads):
     r"""Adds what x̄ and the slopes a ā of one of the states give to u, Δ, Δ', A and B."""
+    grad_B = grads.B
     for place in range(unit.start, unit.stop):
-        node, grad_B = placed.order[place], zeros(grad_x)
+        node, through_B = placed.order[place], zeros(grad_x)
         for channel in range(unit.first, unit.last, lanes(grad_x)):
             own = in_rows(unit, place, channel)
             x_bar, log_a_bar = load_whole(grad_x, own), load_whole(slope, own)
             scaled = _add_to_grads(unit, node, channel, s, operands, x_bar, log_a_bar, grads)
-            grad_B = multiply_add(x_bar, scaled, grad_B)
-        grads.B[_entry_of_block(placed, unit, node, s, operands)] = sum_of_lanes(grad_B)
+            through_B = multiply_add(x_bar, scaled, through_B)
+        grad_B[_entry_of_block(placed, unit, node, s, operands)] = sum_of_lanes(through_B)
 
 
 @njit(forceinline=True)
@@ -137,38 +140,41 @@ def add_product(target, offset, count, left, right):
     store(target, offset, count, multiply_add(left, right, load(target, offset, count)))
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _read(placed, unit, s, operands, state, y):
     r"""y_i += C_i h_i."""
+    C = operands.C
     for place in range(unit.start, unit.stop):
         node = placed.order[place]
-        C = splat(operands.C[node * operands.state_size + s])
+        weight = splat(C[node * operands.state_size + s])
         for channel in range(unit.first, unit.last, lanes(y)):
             h, row = load_whole(state, in_rows(unit, place, channel)), node * operands.channels
-            add_product(y, row + channel, unit.last - channel, C, h)
+            add_product(y, row + channel, unit.last - channel, weight, h)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _read_backward(placed, unit, s, operands, grad, grad_h):
     r"""h̄_i = C_i ȳ_i."""
+    C = operands.C
     for place in range(unit.start, unit.stop):
         node = placed.order[place]
-        C = splat(operands.C[node * operands.state_size + s])
+        weight = splat(C[node * operands.state_size + s])
         for channel in range(unit.first, unit.last, lanes(grad)):
             grad_y = load(grad, node * operands.channels + channel, unit.last - channel)
-            store_whole(grad_h, in_rows(unit, place, channel), multiply(grad_y, C))
+            store_whole(grad_h, in_rows(unit, place, channel), multiply(grad_y, weight))
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _sum_grad_c(placed, unit, s, operands, grad, state, grads):
     r"""C̄_i = Σ ȳ_i h_i over the channels of a block."""
+    grad_C = grads.C
     for place in range(unit.start, unit.stop):
-        node, grad_C = placed.order[place], zeros(grad)
+        node, through_C = placed.order[place], zeros(grad)
         for channel in range(unit.first, unit.last, lanes(grad)):
             grad_y = load(grad, node * operands.channels + channel, unit.last - channel)
             h = load_whole(state, in_rows(unit, place, channel))
-            grad_C = multiply_add(grad_y, h, grad_C)
-        grads.C[_entry_of_block(placed, unit, node, s, operands)] = sum_of_lanes(grad_C)
+            through_C = multiply_add(grad_y, h, through_C)
+        grad_C[_entry_of_block(placed, unit, node, s, operands)] = sum_of_lanes(through_C)
 
 
 @njit(forceinline=True)

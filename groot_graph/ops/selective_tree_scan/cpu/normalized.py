@@ -184,11 +184,11 @@ def _find_states_backward(first_unit, last_unit, placed, direction, s, operands,
 @njit(cache=True, nogil=True)
 def _read(first_place, last_place, placed, s, operands, norm, h, y):
     r"""y_i += C_i ĥ_i."""
-    channels = operands.channels
+    channels, C = operands.channels, operands.C
     for place in range(first_place, last_place):
         node, own = placed.order[place], place * channels
         deviation = _center(h, own, channels, norm)
-        weight = splat(operands.C[node * operands.state_size + s] / deviation)
+        weight = splat(C[node * operands.state_size + s] / deviation)
         for channel in range(0, channels, lanes(h)):
             row, count = node * channels + channel, channels - channel
             add_product(y, row, count, weight, load(h, own + channel, count))
@@ -197,7 +197,7 @@ def _read(first_place, last_place, placed, s, operands, norm, h, y):
 @njit(cache=True, nogil=True)
 def _read_backward(first_place, last_place, placed, s, operands, norm, h, grad, grads):
     r"""C̄ = Σ ȳ ĥ, and h̄ = C (ȳ − mean(ȳ) − ĥ mean(ȳ ĥ)) / deviation, in the place of h."""
-    channels = operands.channels
+    channels, C, grad_C = operands.channels, operands.C, grads.C
     for place in range(first_place, last_place):
         node, own = placed.order[place], place * channels
         row, entry = node * channels, node * operands.state_size + s
@@ -208,10 +208,10 @@ def _read_backward(first_place, last_place, placed, s, operands, norm, h, grad, 
             grad_y = load(grad, row + channel, count)
             total = add(total, grad_y)
             along = multiply_add(grad_y, load(h, own + channel, count), along)
-        grads.C[entry] = sum_of_lanes(along) / deviation
-        weight = splat(operands.C[entry] / deviation)
+        grad_C[entry] = sum_of_lanes(along) / deviation
+        weight = splat(C[entry] / deviation)
         mean = splat(sum_of_lanes(total) * norm.share)
-        slope = splat(grads.C[entry] * norm.share / deviation)
+        slope = splat(grad_C[entry] * norm.share / deviation)
         for channel in range(0, channels, lanes(h)):
             count = channels - channel
             rest = subtract(load(grad, row + channel, count), mean)

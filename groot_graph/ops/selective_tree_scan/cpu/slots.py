@@ -127,7 +127,7 @@ def _visit_down(placed, unit, place, channel, slots, operands, state, y):
     store(y, node * operands.channels + channel, count, out)
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def _load_inputs(operands, node, channel, count):
     r"""Δ u and Δ', and D u, with which y begins."""
     row = node * operands.channels + channel
@@ -136,7 +136,7 @@ def _load_inputs(operands, node, channel, count):
     return scaled, step, multiply(load(operands.D, channel, count), u)
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def _first_state(slot, operands, column):
     r"""Where the first state of a column stands in a slot."""
     return slot * operands.state_size * CHANNELS_PER_BLOCK + column

@@ -49,7 +49,7 @@ def unit_of(number, placed, channels):
     return Unit(placed.bundles[bundle], placed.bundles[bundle + 1], first, last, bundle, block)
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def rows_of(unit, like):
     r"""An array of one row of CHANNELS_PER_BLOCK values for every place of a unit."""
     return np.empty((unit.stop - unit.start) * CHANNELS_PER_BLOCK, like.dtype)
