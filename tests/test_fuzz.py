@@ -367,8 +367,8 @@ def test_tree_topology(data, seed, is_double):
     check_spans(found, edge_index)
     assert again.order.equal(found.order) and again.parent.equal(found.parent)
     if settings["tree"] != "random":
-        x_i, x_j = topology.comparable(x.detach().contiguous())[edge_index]
-        check_is_best(found, edge_index, topology.dissimilarity(x_i, x_j), settings)
+        x, metric = topology.with_metric(x.detach().contiguous())
+        check_is_best(found, edge_index, metric(*x[edge_index]), settings)
 
 
 def check_is_best(found, edge_index, weight, settings):

@@ -121,10 +121,10 @@ class GridTreeSSM(torch.nn.Module):
     @torch.no_grad()
     def _edge_weight(self, u: Tensor) -> Tensor:
         # Slices of the grid, because gathering both ends of every edge would copy them.
-        u = self.topology.comparable(u)
-        vertical = self.topology.dissimilarity(u[:, :-1], u[:, 1:])
-        horizontal = self.topology.dissimilarity(u[:, :, :-1], u[:, :, 1:])
-        if not isinstance(self.topology.metric, str):
+        u, metric = self.topology.with_metric(u)
+        vertical = metric(u[:, :-1], u[:, 1:])
+        horizontal = metric(u[:, :, :-1], u[:, :, 1:])
+        if callable(self.topology.metric):
             _check_edge_weight(vertical, u[:, 1:])
             _check_edge_weight(horizontal, u[:, :, 1:])
         return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
@@ -132,13 +132,17 @@ class GridTreeSSM(torch.nn.Module):
 
 def convolve(conv: Conv2d, x: Tensor) -> Tensor:
     r"""A convolution over features that have their channels last."""
-    return conv(laid_out(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).contiguous()
+    images = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_compiling():
+        images = laid_out(images)
+    return conv(images).permute(0, 2, 3, 1).contiguous()
 
 
 def laid_out(images: Tensor) -> Tensor:
-    r"""Permuted images as a convolution takes them."""
-    # Inductor fails on permuted images of symbolic sizes, and chooses the layout itself.
-    return images.contiguous() if torch.compiler.is_compiling() else images
+    r"""Permuted images as Inductor takes them: it fails on such of symbolic sizes, and chooses the
+    layout itself.
+    """
+    return images.contiguous()
 
 
 def _check_edge_weight(edge_weight, x_j: Tensor) -> None:

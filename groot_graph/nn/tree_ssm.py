@@ -13,9 +13,11 @@ from groot_graph.checks import (
     check_direction,
     check_dt_rank,
     check_features,
+    check_floating,
     check_forest,
     check_number,
     check_positive_int,
+    check_shape,
 )
 from groot_graph.forest import Forest
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
@@ -147,7 +149,8 @@ class TreeSSM(torch.nn.Module):
             ValueError: If a shape or a device does not fit, or the forest has another number of
                 nodes.
         """
-        check_features("u", u, self.channels)
+        check_floating("u", u)
+        check_shape("u", u, (None, self.channels), "[num_nodes, channels]")
         check_forest(forest, u.size(0), u.device, "u")
         operands, norm = self._operands(u), self.state_norm
         if norm is None:

@@ -176,46 +176,34 @@ class TreeTopology(torch.nn.Module):
         edge_mask = trusted_minimum_spanning_forest(edge_index, edge_weight, num_nodes, weight_name)
         return trusted_root_forest(edge_index, edge_mask, num_nodes, root)
 
-    def comparable(self, x: Tensor) -> Tensor:
-        r"""The node features as :meth:`dissimilarity` takes them: in :obj:`torch.float32` at least,
-        for the metric :obj:`"cosine"` scaled to length one.
+    def with_metric(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+        r"""The node features as the metric takes them, in :obj:`torch.float32` at least and for
+        :obj:`"cosine"` scaled to length one, and the metric: a function of two tensors of such
+        features of shape :obj:`[*, channels]` with the same :obj:`*`, the shape of what it returns.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.metric != "cosine":
-            return x
-        # As torch.nn.functional.cosine_similarity scales.
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
-
-    def dissimilarity(self, x_i: Tensor, x_j: Tensor) -> Tensor:
-        r"""The metric of pairs of :meth:`comparable` features, of shape :obj:`[*, channels]` with
-        the same :obj:`*`, which is the shape of what it returns.
-        """
-        metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
-        return metric(x_i, x_j)
+        if callable(self.metric):
+            return x, self.metric
+        if self.metric == "cosine":
+            # As torch.nn.functional.cosine_similarity scales.
+            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
+        return x, METRICS[self.metric]
 
     def _edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        x = self.comparable(x)
+        x, metric = self.with_metric(x)
         # A metric of the user's may compare an edge with all others.
-        if not isinstance(self.metric, str):
-            return self._checked_edge_weight(x, edge_index)
+        if callable(self.metric):
+            edge_weight = _gathered(metric, x, edge_index)
+            _check_measured(edge_weight, edge_index)
+            return edge_weight
         if not works_in_parts(x):
-            return self._gathered_edge_weight(x, edge_index)
+            return _gathered(metric, x, edge_index)
         # Written in place: results kept between the work of one part and the next would scatter it
         # over memory that is not given back.
         edge_weight = x.new_empty(edge_index.size(1))
         size = max(1, ELEMENTS_IN_CACHE // max(1, x.size(1)))
         for part, values in zip(edge_index.split(size, 1), edge_weight.split(size), strict=True):
-            values.copy_(self._gathered_edge_weight(x, part))
-        return edge_weight
-
-    def _gathered_edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        source, target = edge_index
-        return self.dissimilarity(x.index_select(0, target), x.index_select(0, source))
-
-    def _checked_edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        edge_weight = self._gathered_edge_weight(x, edge_index)
-        check_tensor("metric(x_i, x_j)", edge_weight)
-        check_shape("metric(x_i, x_j)", edge_weight, (edge_index.size(1),), "[num_edges]")
+            values.copy_(_gathered(metric, x, part))
         return edge_weight
 
     def __repr__(self) -> str:
@@ -229,6 +217,17 @@ def check_growth(edge_index: Tensor, edge_weight, root) -> None:
         check_edge_weight(edge_weight, edge_index)
     if root is not None:
         check_root(root, edge_index)
+
+
+def _gathered(metric: Callable, x: Tensor, edge_index: Tensor) -> Tensor:
+    source, target = edge_index
+    return metric(x.index_select(0, target), x.index_select(0, source))
+
+
+def _check_measured(edge_weight, edge_index: Tensor) -> None:
+    r"""Checks what a metric of the user's returns."""
+    check_tensor("metric(x_i, x_j)", edge_weight)
+    check_shape("metric(x_i, x_j)", edge_weight, (edge_index.size(1),), "[num_edges]")
 
 
 def _reversed(edge_weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 
 
+@cache
 def implementation(operation: str, device: torch.device, step: str = "") -> Callable:
     r"""The function that computes an operation on a device.
 
@@ -19,7 +20,8 @@ def implementation(operation: str, device: torch.device, step: str = "") -> Call
             :obj:`"_backward"` for its gradient. (default: :obj:`""`)
     """
     name = backend(device)
-    if name == "reference":
+    # Tensors of the device "meta" have nothing to compute.
+    if name == "reference" and device.type != "meta":
         _warn_once(device.type)
     module = import_module(f"groot_graph.ops.{operation}.{name}")
     return getattr(module, f"{operation}{step}_{name}")

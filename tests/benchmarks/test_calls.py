@@ -6,7 +6,7 @@ from benchmarks.calls import GOALS, Calls, count, main, tree_ssm_conv
 from groot_graph import checks
 
 
-@pytest.mark.parametrize("make", [tree_ssm_conv], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", GOALS, ids=lambda make: make.__name__)
 def test_no_more_calls_than_the_goal(make):
     assert count(make()).all <= GOALS[make]
 

@@ -28,6 +28,16 @@ def roomy_plan_size(num_nodes: int) -> int:
 
 
 @contextmanager
+def implementations_looked_up_anew() -> Iterator[None]:
+    """Inside and afterwards, other functions may stand where one was found before."""
+    dispatch.implementation.cache_clear()
+    try:
+        yield
+    finally:
+        dispatch.implementation.cache_clear()
+
+
+@contextmanager
 def cuda_kernels(
     seed: int = 0,
     preempt: bool = False,
@@ -37,6 +47,7 @@ def cuda_kernels(
     """Meanwhile CPU tensors are computed by what computes CUDA tensors."""
     with (
         cuda_on_host(seed, preempt),
+        implementations_looked_up_anew(),
         patch.object(dispatch, "backend", lambda device: "cuda"),
         patch.object(plan, "SEGMENT_LENGTH", most),
         patch.object(plan, "LARGEST_UNCUT", few),
@@ -54,7 +65,7 @@ def without_plan(forest: Forest) -> Forest:
 @contextmanager
 def seen_by(mode: TorchDispatchMode) -> Iterator[None]:
     """The mode sees the operations of PyTorch inside of ours too, where modes are switched off."""
-    with ExitStack() as stack:
+    with implementations_looked_up_anew(), ExitStack() as stack:
         for operation, steps in STEPS.items():
             module = import_module(f"groot_graph.ops.{operation}.cuda")
             for step in steps:

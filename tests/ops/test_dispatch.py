@@ -1,4 +1,3 @@
-import sys
 import warnings
 from importlib import import_module
 
@@ -34,9 +33,7 @@ def use_reference(monkeypatch):
     """Computes on the CPU what a device without kernels computes."""
 
     def patch():
-        for operation in OPERATIONS:
-            api = sys.modules[f"groot_graph.ops.{operation}.api"]
-            monkeypatch.setattr(api, "implementation", reference_of)
+        monkeypatch.setattr(dispatch, "implementation", reference_of)
 
     return patch
 
@@ -100,10 +97,10 @@ def test_a_device_without_kernels_warns_once_and_gets_the_reference():
 def cuda_build(monkeypatch):
     """As where PyTorch is built for CUDA 12 and nobody has been warned yet."""
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    for cached in (dispatch._has_cupy, dispatch._warn_once):
+    for cached in (dispatch.implementation, dispatch._has_cupy, dispatch._warn_once):
         cached.cache_clear()
     yield
-    for cached in (dispatch._has_cupy, dispatch._warn_once):
+    for cached in (dispatch.implementation, dispatch._has_cupy, dispatch._warn_once):
         cached.cache_clear()
 
 

@@ -181,7 +181,9 @@ class GrootV(nn.Module):
 
     def pool(self, features: Tensor) -> Tensor:
         r"""The last map as one vector per image, of shape :obj:`[batch, num_features]`."""
-        return F.gelu(self.head_norm(self.head_conv(laid_out(features)))).mean(dim=(2, 3))
+        if torch.compiler.is_compiling():
+            features = laid_out(features)
+        return F.gelu(self.head_norm(self.head_conv(features))).mean(dim=(2, 3))
 
     def reset_classifier(self, num_classes: int) -> None:
         r"""Puts a new last layer, for another number of classes, in place of the old one."""
@@ -220,11 +222,11 @@ class GrootV(nn.Module):
         r"""The map of the stem, and those of the first stages."""
         self._check_images(images)
         x = self.stem(images)
-        maps = [x]
+        maps = [x.permute(0, 3, 1, 2)]
         for stage in self.stages[:num_stages]:
             features, x = stage(x, self.gradient_checkpointing and self.training)
-            maps.append(features)
-        return tuple(features.permute(0, 3, 1, 2) for features in maps)
+            maps.append(features.permute(0, 3, 1, 2))
+        return tuple(maps)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         if num_classes == 0:

@@ -2,6 +2,7 @@ r"""GrootV for timm: importing this module registers grootv_micro, grootv_tiny, 
 grootv_base.
 """
 
+import torch
 from torch import Tensor, nn
 
 try:
@@ -84,7 +85,9 @@ class TimmGrootV(GrootV):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         r"""The logits of the last map, or, with `pre_logits`, what the last layer would get."""
-        x = self.head_act(self.head_norm(self.head_conv(laid_out(x))))
+        if torch.compiler.is_compiling():
+            x = laid_out(x)
+        x = self.head_act(self.head_norm(self.head_conv(x)))
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 

@@ -12,7 +12,7 @@ from groot_graph.checks import (
     check_not_nan,
     check_num_nodes,
 )
-from groot_graph.ops.dispatch import implementation
+from groot_graph.ops import dispatch
 
 
 def minimum_spanning_forest(
@@ -85,7 +85,7 @@ def _minimum_spanning_forest(edge_index, edge_weight, num_nodes, weight_name):
     # Here and not at a door, because a compiled layer's weights have values here alone.
     if checks.values_are_checked(edge_weight):
         check_not_nan(weight_name, edge_weight)
-    compute = implementation("minimum_spanning_forest", edge_index.device)
+    compute = dispatch.implementation("minimum_spanning_forest", edge_index.device)
     return compute(edge_index, edge_weight, num_nodes)
 
 

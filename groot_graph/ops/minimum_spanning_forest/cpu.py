@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.checks import check_node_range
-from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, int32_keys
+from groot_graph.ops.minimum_spanning_forest.weights import int32_keys
 
 # With more edges than this per component, the lightest ones are joined first.
 EDGES_PER_COMPONENT = 3.0
@@ -29,9 +29,8 @@ PLACE_MASK = np.int64(2**32 - 1)
 
 def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
     num_edges = edge_index.size(1)
-    check_sizes(num_nodes, num_edges)
     source, target = edge_index.contiguous().numpy()
-    key, is_float = int32_keys(edge_weight)
+    key, is_float = int32_keys(edge_weight, num_nodes)
     weight = key.numpy()
     edge_mask = np.zeros(num_edges, np.bool_)
     edges, heavy_edges = np.empty((2, 4, num_edges), np.int32)

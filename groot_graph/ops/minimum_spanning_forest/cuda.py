@@ -7,17 +7,16 @@ import torch
 from torch import Tensor
 
 from groot_graph.ops.cuda.launch import bind, on_current_stream
-from groot_graph.ops.minimum_spanning_forest.weights import check_sizes, int32_keys
+from groot_graph.ops.minimum_spanning_forest.weights import int32_keys
 
 
 @on_current_stream
 def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
     num_edges = edge_index.size(1)
-    check_sizes(num_nodes, num_edges)
+    weight, is_float = int32_keys(edge_weight, num_nodes)
     if num_nodes == 0 or num_edges == 0:
         return edge_index.new_zeros(num_edges, dtype=torch.bool)
     source, target = edge_index.contiguous()
-    weight, is_float = int32_keys(edge_weight)
     num_rounds = most_rounds(num_nodes, num_edges)
 
     edge_mask = edge_index.new_empty(num_edges, dtype=torch.bool)

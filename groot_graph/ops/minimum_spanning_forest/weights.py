@@ -7,18 +7,16 @@ from torch import Tensor
 LARGEST_INT32 = 2**31 - 1
 
 
-def check_sizes(num_nodes: int, num_edges: int) -> None:
+def int32_keys(edge_weight: Tensor, num_nodes: int) -> tuple[Tensor, bool]:
+    r"""An int32 for every weight that compares as the weights do, and whether it is the bits of a
+    float32. Refuses what 32 bits do not number.
+    """
+    num_edges = edge_weight.size(0)
     if max(num_nodes, num_edges) > LARGEST_INT32:
         raise ValueError(
             f"'edge_index' must have at most {LARGEST_INT32} edges and 'num_nodes' must be at most "
             f"that, got {num_edges} and {num_nodes}"
         )
-
-
-def int32_keys(edge_weight: Tensor) -> tuple[Tensor, bool]:
-    r"""An int32 for every weight that compares as the weights do, and whether it is the bits of a
-    float32.
-    """
     if edge_weight.dtype in (torch.float32, torch.float16, torch.bfloat16):
         return edge_weight.float().contiguous().view(torch.int32), True
     if edge_weight.dtype in (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32):

@@ -16,7 +16,7 @@ from groot_graph.checks import (
     check_tensor,
 )
 from groot_graph.forest import Forest
-from groot_graph.ops.dispatch import has_cuda_kernels, implementation
+from groot_graph.ops import dispatch
 from groot_graph.ops.plan import empty_plan, keep_plan
 
 
@@ -102,7 +102,7 @@ def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
     # Here and not at a door, because a compiled graph's roots have values here alone.
     if root_nodes is not None and checks.values_are_checked(root_nodes):
         check_root_range(root_nodes, num_nodes)
-    compute = implementation("root_forest", edge_index.device)
+    compute = dispatch.implementation("root_forest", edge_index.device)
     forest = compute(edge_index, edge_mask, num_nodes, root if root_nodes is None else root_nodes)
     order, parent, *plan = forest
     return order, parent, *(plan or [parent.new_empty(0, dtype=torch.int32)])
@@ -111,6 +111,6 @@ def _root_forest(edge_index, edge_mask, num_nodes, root, root_nodes):
 @_root_forest.register_fake
 def _(edge_index, edge_mask, num_nodes, root, root_nodes):
     order, parent = edge_index.new_empty(num_nodes), edge_index.new_empty(num_nodes)
-    if has_cuda_kernels(parent.device):
+    if dispatch.has_cuda_kernels(parent.device):
         return order, parent, empty_plan(parent)
     return order, parent, parent.new_empty(0, dtype=torch.int32)

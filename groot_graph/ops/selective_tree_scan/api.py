@@ -15,7 +15,7 @@ from groot_graph.checks import (
     check_shape,
 )
 from groot_graph.forest import Forest
-from groot_graph.ops.dispatch import implementation
+from groot_graph.ops import dispatch
 from groot_graph.ops.dtypes import computing_dtype, operand_dtype
 from groot_graph.ops.plan import plan_of, with_plan
 
@@ -176,7 +176,7 @@ def _check_operands(u, delta, A, B, C, D, transition_delta) -> None:
 def _selective_tree_scan(
     u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
-    compute = implementation("selective_tree_scan", u.device)
+    compute = dispatch.implementation("selective_tree_scan", u.device)
     forest = with_plan(order, parent, plan)
     return compute(u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 
@@ -196,7 +196,7 @@ def _(u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, st
 def _selective_tree_scan_backward(
     grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
 ):
-    compute = implementation("selective_tree_scan", u.device, "_backward")
+    compute = dispatch.implementation("selective_tree_scan", u.device, "_backward")
     forest = with_plan(order, parent, plan)
     return compute(grad, u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps)
 

@@ -12,7 +12,7 @@ from groot_graph.checks import (
     check_shape,
 )
 from groot_graph.forest import Forest
-from groot_graph.ops.dispatch import has_cuda_kernels, implementation
+from groot_graph.ops import dispatch
 from groot_graph.ops.dtypes import operand_dtype
 from groot_graph.ops.plan import plan_of, with_plan
 
@@ -90,7 +90,7 @@ def trusted_tree_scan(
     "str direction) -> Tensor",
 )
 def _tree_scan(x, transition, order, parent, plan, direction):
-    compute = implementation("tree_scan", x.device)
+    compute = dispatch.implementation("tree_scan", x.device)
     return compute(x, transition, with_plan(order, parent, plan), direction)
 
 
@@ -106,7 +106,7 @@ def _(x, transition, order, parent, plan, direction):
     "Tensor plan, str direction) -> (Tensor, Tensor)",
 )
 def _tree_scan_backward(grad, x, transition, h, order, parent, plan, direction):
-    compute = implementation("tree_scan", x.device, "_backward")
+    compute = dispatch.implementation("tree_scan", x.device, "_backward")
     return compute(grad, x, transition, h, with_plan(order, parent, plan), direction)
 
 
@@ -118,7 +118,7 @@ def _(grad, x, transition, h, order, parent, plan, direction):
 def _setup_context(ctx, inputs, output):
     x, transition, order, parent, plan, ctx.direction = inputs
     # The CUDA kernels find h again on their way.
-    h = x.new_empty(0) if has_cuda_kernels(x.device) else output
+    h = x.new_empty(0) if dispatch.backend(x.device) == "cuda" else output
     ctx.save_for_backward(x, transition, h, order, parent, plan)
 
 

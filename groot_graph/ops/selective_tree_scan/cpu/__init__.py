@@ -11,7 +11,7 @@ from torch import Tensor
 
 from groot_graph.forest import Forest
 from groot_graph.ops.cpu.order import placed
-from groot_graph.ops.cpu.simd import flat
+from groot_graph.ops.cpu.simd import all_flat, flat
 from groot_graph.ops.selective_tree_scan.cpu import blocks, normalized, slots
 from groot_graph.ops.selective_tree_scan.cpu.operands import Grads, flat_operands
 from groot_graph.ops.selective_tree_scan.cpu.units import num_blocks
@@ -66,7 +66,7 @@ def selective_tree_scan_backward_cpu(
     grad_A = zeros(places.num_bundles, state_size, channels)
     grad_B, grad_C = (zeros(max(1, num_blocks(channels)), num_nodes, state_size) for _ in range(2))
     grad_D = zeros(places.num_bundles, channels)
-    grads = Grads(*map(flat, (grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C, grad_D)))
+    grads = Grads(*all_flat(grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C, grad_D))
     if state_norm_eps is None:
         blocks.scan_backward(places, direction, operands, flat(grad), grads)
     else:

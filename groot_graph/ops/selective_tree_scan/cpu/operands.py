@@ -7,7 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from groot_graph.ops.cpu.simd import exponential, flat, load, multiply
+from groot_graph.ops.cpu.simd import all_flat, exponential, load, multiply
 
 
 class Operands(NamedTuple):
@@ -70,8 +70,9 @@ def flat_operands(
 ) -> Operands:
     step = delta if transition_delta is None else transition_delta
     D = torch.zeros(u.size(1), dtype=u.dtype) if D is None else D
-    tensors = u, delta, step, A.t(), B, C, D
-    return Operands(*map(flat, tensors), *A.shape)
+    arrays = all_flat(u, delta, step, A.t(), B, C, D)
+    channels, state_size = A.shape
+    return Operands(*arrays, channels=channels, state_size=state_size)
 
 
 @njit(forceinline=True)
