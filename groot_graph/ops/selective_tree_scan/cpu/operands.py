@@ -70,9 +70,7 @@ def flat_operands(
 ) -> Operands:
     step = delta if transition_delta is None else transition_delta
     D = torch.zeros(u.size(1), dtype=u.dtype) if D is None else D
-    arrays = all_flat(u, delta, step, A.t(), B, C, D)
-    channels, state_size = A.shape
-    return Operands(*arrays, channels=channels, state_size=state_size)
+    return Operands._make((*all_flat(u, delta, step, A.t(), B, C, D), *A.shape))
 
 
 @njit(forceinline=True)
