@@ -1,5 +1,7 @@
 from importlib.util import find_spec
 
+import pytest
+
 # Their doctests need what they wrap.
 collect_ignore = [
     f"groot_graph/models/{path}"
@@ -19,6 +21,16 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the tests marked 'full' too, and more examples of each hypothesis test",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """A run of all tests is shared out to the cores by pytest-xdist; named files run in one process,
+    which starts sooner.
+    """
+    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if is_whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = "logical"
 
 
 def pytest_collection_modifyitems(config, items):
