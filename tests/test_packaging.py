@@ -104,7 +104,9 @@ def test_every_public_name_is_in_the_api_pages():
     modules = [groot_graph, datasets, models, nn, transforms]
     names = {f"{module.__name__}.{name}" for module in modules for name in module.__all__}
     submodules = {"groot_graph.datasets", "groot_graph.nn", "groot_graph.transforms"}
-    documented = set(re.findall(r"^\.\. auto(?:class|function):: (\S+)$", pages, re.MULTILINE))
+    documented = set(
+        re.findall(r"^\.\. auto(?:class|exception|function):: (\S+)$", pages, re.MULTILINE)
+    )
     assert names - submodules <= documented
 
 

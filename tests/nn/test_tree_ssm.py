@@ -107,7 +107,11 @@ def test_half_precision(dtype, state_norm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "scan, state_size, state_norm",
-    [("selective_tree_scan", 3, False), ("selective_tree_scan", 3, True), ("tree_scan", 1, True)],
+    [
+        ("trusted_selective_tree_scan", 3, False),
+        ("trusted_selective_tree_scan", 3, True),
+        ("trusted_tree_scan", 1, True),
+    ],
 )
 def test_scan_stays_in_float32_under_autocast(monkeypatch, scan, state_size, state_norm, dtype):
     dtypes = set()
