@@ -25,8 +25,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """A run of all tests is shared out to the cores by pytest-xdist; named files run in one process,
-    which starts sooner.
+    """pytest-xdist shares a run of all tests out to the cores; named files run in one process, which
+    starts sooner.
     """
     is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if is_whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:

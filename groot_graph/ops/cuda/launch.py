@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import groot_graph
 from groot_graph.forest import Forest
 
 THREADS_PER_BLOCK = 256
@@ -118,7 +117,7 @@ def _with_includes(name: str, included: set[str]) -> str:
 
 
 def _source_folder() -> Path:
-    installed = Path(groot_graph.__file__).parent / "cuda"
+    installed = Path(__file__).parents[2] / "cuda"
     # In a checkout the sources stand beside the package.
     return installed if installed.is_dir() else installed.parents[1] / "cuda"
 
