@@ -31,6 +31,8 @@ def pytest_cmdline_main(config):
     is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if is_whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
         config.option.numprocesses = "logical"
+        # What the tests of a file share is compiled once.
+        config.option.dist = "loadfile"
 
 
 def pytest_collection_modifyitems(config, items):

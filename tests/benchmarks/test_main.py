@@ -22,12 +22,14 @@ def smoke_json(smoke_files):
     return json.loads(results.read_text())
 
 
+@pytest.mark.full
 def test_smoke_run_has_every_row(smoke_json):
     found = {(result["op"], result["row"]) for result in smoke_json["results"]}
     rows = [row for row in rows_of("ops") if row.device == "cpu"]
     assert found == {(row.op, row.name(smoke=True)) for row in rows}
 
 
+@pytest.mark.full
 def test_smoke_run_measures_and_judges_nothing(smoke_json):
     assert {"cpu", "cores", "threads", "versions"} <= smoke_json["machine"].keys()
     for result in smoke_json["results"]:
@@ -35,6 +37,7 @@ def test_smoke_run_measures_and_judges_nothing(smoke_json):
         assert result["note"].startswith("not measured") or len(result["samples"]["ours"]) == 1
 
 
+@pytest.mark.full
 def test_smoke_run_draws_the_plot(smoke_json, smoke_files):
     assert smoke_files[1].read_bytes().startswith(b"\x89PNG")
 

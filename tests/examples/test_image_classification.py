@@ -94,6 +94,7 @@ def test_the_same_seed_gives_the_same_bits(folder_run, tmp_path):
     assert not same(a["model"], c["model"])
 
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on_to_the_same_bits(folder_run, tmp_path, monkeypatch, capsys):
     folder_run("--epochs", 3, output="whole")
 
@@ -277,6 +278,7 @@ def test_an_output_that_is_a_file(folder_run, tmp_path, capsys):
     assert (tmp_path / "out").read_bytes() == b"mine"
 
 
+@pytest.mark.full
 def test_the_command_line(tmp_path):
     command = [sys.executable, EXAMPLE, "--resume"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -289,6 +289,7 @@ def test_own_boxes_stay_on_their_pixels(own):
     assert average_precision(coco, results_of(coco), list(range(8))) == (1, 1)
 
 
+@pytest.mark.full
 def test_images_without_boxes_and_crowds(own, run):
     def change(content):
         content["annotations"][0]["iscrowd"] = 1

@@ -139,6 +139,7 @@ def test_the_learning_rate_is_chosen_on_the_validation_set_of_the_first_seed():
     assert lines[-1] == "| chance | 20.0 |"
 
 
+@pytest.mark.full
 def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, capsys):
     options = ["--task", "ring", "--model", "GCN", "--distance", "5", "--seeds", "2"]
     options += ["--json", str(tmp_path / "runs.json"), "--plot", str(tmp_path / "plot.png")]

@@ -69,6 +69,7 @@ def test_the_answer_of_one_layer_is_lost_with_silence_at_the_root(network):
     assert accuracy(SilentAt(network, is_root), answers) < 1
 
 
+@pytest.mark.full
 def test_a_run_is_that_of_the_long_range_benchmark(small):
     found = long_range_routes.run(depth=2, state_size=64, seed=1, steps=6)
     expected = long_range.run("tree", 2, OURS, 1, 6, long_range_routes.learning_rate)
@@ -76,6 +77,7 @@ def test_a_run_is_that_of_the_long_range_benchmark(small):
         assert found[name] == expected[name]
 
 
+@pytest.mark.full
 def test_the_command_goes_on_where_it_was_stopped(small, tmp_path, capsys):
     file = tmp_path / "runs.json"
     options = ["--depth", "2", "--seed", "0", "--steps", "2", "--json", str(file)]

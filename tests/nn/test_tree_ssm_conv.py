@@ -399,6 +399,7 @@ def train_on_one_rank(rank: int, folder: str) -> None:
     leave_group()
 
 
+@pytest.mark.full
 def test_distributed_data_parallel(tmp_path):
     torch.multiprocessing.spawn(train_on_one_rank, (str(tmp_path),), nprocs=2, daemon=True)
     (conv, *graph), (_, *other_graph) = seeded_conv_and_graph(0), seeded_conv_and_graph(1)

@@ -59,6 +59,7 @@ def test_launches_are_measured_and_graphs_printed(without_gpu):
         assert len(measured.ours) == 3 and set(measured.peers) == {"peer"}
 
 
+@pytest.mark.full
 def test_wrong_result_ends_the_run(without_gpu, monkeypatch, capsys):
     right = groot_graph.minimum_spanning_forest
     calls = iter(range(100))

@@ -12,6 +12,7 @@ def _ones_summed():
     return torch.ones(4, 1 << 20).sum(dim=0)
 
 
+@pytest.mark.full
 def test_peak_extra_memory_counts_the_temporary_and_not_the_output():
     try:
         extra = memory.in_fresh_process(memory.peak_extra_memory, _ones_summed)

@@ -25,6 +25,7 @@ def of_row(results, text):
     return [result for result in results if text in result["row"]]
 
 
+@pytest.mark.full
 def test_every_row_is_measured(results):
     for text in ("16, forward, 8 tokens", "training step, 8 tokens"):
         found = of_row(results, text)

@@ -21,6 +21,7 @@ def small(monkeypatch):
 SMALL = ["--smoke", "--op", "grootv", "--row", "tiny", "--repeats", "2"]
 
 
+@pytest.mark.full
 def test_every_mode_is_measured_and_told(small, tmp_path, capsys):
     path = tmp_path / "results.json"
     assert main([*SMALL, "--set", "batch=2", "--json", str(path)]) == 0

@@ -19,6 +19,7 @@ def of_model(make, sizes, small):
     return Taken(1.0, 1000 + list(MODELS).index(sizes[-1]), 0)
 
 
+@pytest.mark.full
 def test_every_row_is_of_all_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(long_range, "taken_alone", of_model)
     path = tmp_path / "results.json"
@@ -62,6 +63,7 @@ def test_memory_grows_with_the_graphs():
     assert many - few > 56 * 100 * 30 * 4 * 50
 
 
+@pytest.mark.full
 def test_rings_are_measured_per_node(tmp_path):
     path = tmp_path / "results.json"
     assert main([*SMOKE, "--row", "one ring", "--json", str(path)]) == 0

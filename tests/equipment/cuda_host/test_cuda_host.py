@@ -522,6 +522,7 @@ INCORRECT = {
 }
 
 
+@pytest.mark.full
 def test_sanitizers_stop_incorrect_kernels_only():
     incorrect = [STATEMENTS.format(statements=statements) for statements in INCORRECT]
     reports = json.loads(run_sanitized(SANITIZED, json.dumps([CORRECT, *incorrect])))
@@ -529,6 +530,7 @@ def test_sanitizers_stop_incorrect_kernels_only():
         assert expected in report
 
 
+@pytest.mark.full
 def test_a_sanitizers_report_is_a_failure():
     statements, expected = next(iter(INCORRECT.items()))
     text = STATEMENTS.format(statements=statements)

@@ -213,6 +213,7 @@ def test_options_of_the_tree_change_the_output(images, option):
     assert not torch.allclose(small(**option).eval()(images), logits)
 
 
+@pytest.mark.full
 def test_compiles_without_a_graph_break_for_any_size():
     torch._dynamo.reset()
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).eval()
@@ -246,6 +247,7 @@ def test_inductor_takes_the_head_for_any_size(images):
         torch.testing.assert_close(compiled(images), classify(images))
 
 
+@pytest.mark.full
 def test_compiles_without_a_graph_break_for_training(images):
     torch._dynamo.reset()
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).train()
