@@ -25,11 +25,14 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """pytest-xdist shares a run of all tests out to the cores; named files run in one process, which
-    starts sooner.
+    """pytest-xdist shares a run of all tests out to the cores; named files run in one process, as
+    that starts sooner.
     """
     is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    if is_whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+    is_worker = hasattr(config, "workerinput")
+    if not is_whole or is_worker or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if config.option.numprocesses is None:
         config.option.numprocesses = "logical"
         # What the tests of a file share is compiled once.
         config.option.dist = "loadfile"
