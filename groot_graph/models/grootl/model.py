@@ -1,5 +1,6 @@
 r"""GrootL: a pretrained Mamba language model whose states also pass along a tree over the text."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -55,7 +56,8 @@ class GrootLPreTrainedModel(MambaPreTrainedModel):
 
 
 class GrootLModel(GrootLPreTrainedModel):
-    r"""The blocks of :class:`GrootLForCausalLM`, from tokens to their last hidden states.
+    r"""The blocks of :class:`~groot_graph.models.GrootLForCausalLM`, from tokens to their last hidden
+    states.
 
     Args:
         config (GrootLConfig): The configuration.
@@ -86,12 +88,12 @@ class GrootLModel(GrootLPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: GrootLCache | None = None,
-        context_lengths: Contexts = None,
+        context_lengths: "int | Sequence[int] | Tensor | None" = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        r"""Arguments and output as those of :class:`GrootLForCausalLM`."""
+        r"""Arguments and output as those of :class:`~groot_graph.models.GrootLForCausalLM`."""
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
@@ -220,7 +222,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         past_key_values: GrootLCache | None = None,
         labels: Tensor | None = None,
-        context_lengths: Contexts = None,
+        context_lengths: "int | Sequence[int] | Tensor | None" = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
