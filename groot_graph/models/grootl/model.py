@@ -56,8 +56,8 @@ class GrootLPreTrainedModel(MambaPreTrainedModel):
 
 
 class GrootLModel(GrootLPreTrainedModel):
-    r"""The blocks of :class:`~groot_graph.models.GrootLForCausalLM`, from tokens to their last hidden
-    states.
+    r"""The blocks of :class:`~groot_graph.models.GrootLForCausalLM`, from tokens to their last
+    hidden states.
 
     Args:
         config (GrootLConfig): The configuration.
