@@ -8,7 +8,7 @@ from torch import Tensor
 from groot_graph.lasting import current_stream, is_captured, makes_plain_tensors
 
 # Of all edges that are remembered at once.
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 32 * 2**20
 
 
 def grid_edge_index(
