@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from groot_graph import Forest
+from groot_graph.analysis import scan_of_layer
 from groot_graph.models import GrootLForCausalLM
 from groot_graph.models.grootl import GrootLConfig
 from groot_graph.visualization import plot_text_tree
@@ -207,14 +208,9 @@ def go_on(model, tokenizer, prompts: list[list[int]], args: argparse.Namespace) 
     return tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-@torch.no_grad()
 def grow_tree(model: GrootLForCausalLM, tokens: list[int], layer: int) -> Forest:
-    seen = []
-    tree = model.backbone.layers[layer].mixer.tree
-    hook = tree.register_forward_hook(lambda module, args, forest: seen.append(forest))
-    model(torch.tensor([tokens]), use_cache=False)
-    hook.remove()
-    return seen[0]
+    forest, _ = scan_of_layer(model, torch.tensor([tokens]), layer=layer, use_cache=False)
+    return forest
 
 
 def check_layers(model: GrootLForCausalLM, layers: list[int]) -> list[int]:

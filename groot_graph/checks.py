@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch_geometric
 from torch import Tensor
+from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch._subclasses.fake_tensor import is_fake
 from torch._subclasses.functional_tensor import FunctionalTensor
 
@@ -19,6 +20,9 @@ def values_are_checked(tensor: Tensor) -> bool:
     mode, but never where a trace or a transform has put a tensor without values in its place.
     """
     if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
+        return False
+    # Under fake tensors, what real ones are asked has no answer either.
+    if _get_dispatch_mode(_TorchDispatchModeKey.FAKE) is not None:
         return False
     if tensor.device.type != "cpu" and not torch_geometric.is_debug_enabled():
         return False

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Conv2d, LayerNorm, Linear
 
-from groot_graph.checks import check_floating, check_positive_int, check_shape, check_tensor
+from groot_graph.checks import check_floating, check_positive_int, check_shape
 from groot_graph.graphs import grid_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
-from groot_graph.nn.tree_topology import TreeTopology
+from groot_graph.nn.tree_topology import TreeTopology, check_measured
 
 
 class GridTreeSSM(torch.nn.Module):
@@ -125,8 +125,9 @@ class GridTreeSSM(torch.nn.Module):
         vertical = metric(u[:, :-1], u[:, 1:])
         horizontal = metric(u[:, :, :-1], u[:, :, 1:])
         if callable(self.topology.metric):
-            _check_edge_weight(vertical, u[:, 1:])
-            _check_edge_weight(horizontal, u[:, :, 1:])
+            meaning = "[batch, rows, columns]"
+            check_measured(vertical, u[:, 1:].shape[:-1], meaning)
+            check_measured(horizontal, u[:, :, 1:].shape[:-1], meaning)
         return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
 
 
@@ -143,10 +144,3 @@ def laid_out(images: Tensor) -> Tensor:
     layout itself.
     """
     return images.contiguous()
-
-
-def _check_edge_weight(edge_weight, x_j: Tensor) -> None:
-    r"""Checks what a metric of the user's returns."""
-    check_tensor("metric(x_i, x_j)", edge_weight)
-    shape = tuple(x_j.shape[:-1])
-    check_shape("metric(x_i, x_j)", edge_weight, shape, "[batch, rows, columns]")

@@ -194,7 +194,7 @@ class TreeTopology(torch.nn.Module):
         # A metric of the user's may compare an edge with all others.
         if callable(self.metric):
             edge_weight = _gathered(metric, x, edge_index)
-            _check_measured(edge_weight, edge_index)
+            check_measured(edge_weight, (edge_index.size(1),), "[num_edges]")
             return edge_weight
         if not works_in_parts(x):
             return _gathered(metric, x, edge_index)
@@ -224,10 +224,10 @@ def _gathered(metric: Callable, x: Tensor, edge_index: Tensor) -> Tensor:
     return metric(x.index_select(0, target), x.index_select(0, source))
 
 
-def _check_measured(edge_weight, edge_index: Tensor) -> None:
+def check_measured(edge_weight, shape: tuple[int, ...], meaning: str) -> None:
     r"""Checks what a metric of the user's returns."""
     check_tensor("metric(x_i, x_j)", edge_weight)
-    check_shape("metric(x_i, x_j)", edge_weight, (edge_index.size(1),), "[num_edges]")
+    check_shape("metric(x_i, x_j)", edge_weight, shape, meaning)
 
 
 def _reversed(edge_weight: Tensor) -> Tensor:

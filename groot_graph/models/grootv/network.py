@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from groot_graph import checks
 from groot_graph.checks import check_bool, check_floating, check_number, check_positive_int
 from groot_graph.errors import NotANumberError
-from groot_graph.lasting import makes_plain_tensors
 from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, Stem, reset_projection
 from groot_graph.nn.grid_tree_ssm import laid_out
 from groot_graph.nn.tree_ssm import TreeSSM
@@ -249,9 +248,7 @@ class GrootV(nn.Module):
                 f"'images' must be at least {TOTAL_STRIDE} x {TOTAL_STRIDE} pixels large, "
                 f"got {height} x {width}"
             )
-        # Under a mode such as that of fake tensors, what real images are asked has no answer.
-        is_read = makes_plain_tensors() and checks.values_are_checked(images)
-        if is_read and bool(images.isnan().any()):
+        if checks.values_are_checked(images) and bool(images.isnan().any()):
             image = int(images.flatten(1).isnan().any(dim=1).nonzero()[0])
             raise NotANumberError(f"'images' must not hold NaN, got NaN in image {image}")
 

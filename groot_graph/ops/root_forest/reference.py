@@ -55,7 +55,7 @@ def _roots(component: Tensor, root: "str | Tensor") -> Tensor:
 
 
 def _parents(edge_index: Tensor, num_nodes: int, roots: Tensor) -> tuple[Tensor, list[Tensor]]:
-    r"""Walks away from the roots, all trees at once, a level at a time."""
+    r"""Finds the parents from the roots down, all trees at once, a level at a time."""
     source, target = torch.cat([edge_index, edge_index.flip(0)], dim=1)
     source, by_source = source.sort()
     target = target[by_source]
