@@ -1,5 +1,6 @@
 """Networks of one size that differ in their layer alone: ours and its peers in PyG."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -154,8 +155,6 @@ def make_network(
         with torch.device("meta"):
             return num_parameters(make(channels, channels))
 
-    channels = 1
-    while size(channels + 1) <= budget:
-        channels += 1
+    channels = bisect_right(range(1, budget), budget, key=size)
     left = budget - size(channels)
     return make(channels, channels + left // (channels + 1 + num_classes))

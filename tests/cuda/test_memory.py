@@ -1,10 +1,11 @@
 """The selective scan never holds the states of all nodes at once."""
 
+import pytest
 import torch
 
 from groot_graph import root_forest, selective_tree_scan
 from tests.equipment.on_host import cuda_kernels, seen_by, without_plan
-from tests.equipment.scans import directions, norms, selective_operands, with_gradients
+from tests.equipment.scans import EPS, directions, selective_operands, with_gradients
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
@@ -19,8 +20,8 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("eps", [pytest.param(None, marks=pytest.mark.full), EPS])
 @directions
-@norms
 def test_no_tensor_of_all_states(eps, direction):
     num_nodes, num_channels, num_states = 3000, 8, 16
     operands = selective_operands(num_nodes, num_channels, num_states, torch.float32)

@@ -27,7 +27,7 @@ def test_tree_scan(kind, direction):
 
 
 @directions
-@pytest.mark.parametrize("kind", ["random", "several"])
+@pytest.mark.parametrize("kind", [pytest.param("random", marks=pytest.mark.full), "several"])
 def test_selective_tree_scan(kind, direction):
     operands = selective_operands(300, 35, 3, torch.float32)
     assert_same_in_any_order(selective_tree_scan, operands, torch.randn(300, 35), kind, direction)

@@ -38,26 +38,18 @@ def untrained_grootl():
     return GrootLForCausalLM.from_mamba(mamba).eval()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("make", "make_arguments"),
     [
         (lambda: TreeSSMConv(6, 5, state_size=2), lambda: (torch.randn(5, 6), edge_index)),
-        pytest.param(
+        (
             lambda: TreeSSM(6),
             lambda: (torch.randn(5, 6), root_forest(edge_index[:, [0, 1, 2, 4]])),
-            marks=pytest.mark.full,
         ),
-        pytest.param(
-            lambda: TreeTopology("euclidean"),
-            lambda: (torch.randn(5, 6), edge_index),
-            marks=pytest.mark.full,
-        ),
-        pytest.param(
-            untrained_grootv, lambda: (torch.randn(1, 3, 32, 32),), marks=pytest.mark.full
-        ),
-        pytest.param(
-            untrained_grootl, lambda: (torch.randint(1, 20, (2, 9)),), marks=pytest.mark.full
-        ),
+        (lambda: TreeTopology("euclidean"), lambda: (torch.randn(5, 6), edge_index)),
+        (untrained_grootv, lambda: (torch.randn(1, 3, 32, 32),)),
+        (untrained_grootl, lambda: (torch.randint(1, 20, (2, 9)),)),
     ],
     ids=["TreeSSMConv", "TreeSSM", "TreeTopology", "GrootV", "GrootL"],
 )

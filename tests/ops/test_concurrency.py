@@ -104,7 +104,7 @@ def test_in_forked_data_loader_workers(worker_init, expected):
 
 
 @starts_processes
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAINLY_FORKED)
 def test_in_child_processes(method, expected):
     context = multiprocessing.get_context(method)
     with context.Pool(2, initializer=use_two_threads) as pool:

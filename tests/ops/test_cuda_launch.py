@@ -62,6 +62,7 @@ def test_a_driver_that_is_too_old_is_named_with_the_remedy():
         assert part in message
 
 
+@pytest.mark.full
 def test_a_cpu_alone_loads_nothing_of_cuda():
     script = """
 import sys, torch

@@ -126,10 +126,8 @@ def _in_process(rank, num_processes, port, folder):
     leave_group()
 
 
-@pytest.mark.parametrize(
-    "num_processes",
-    [pytest.param(1, marks=pytest.mark.full), 2, pytest.param(3, marks=pytest.mark.full)],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_processes_give_the_forest_of_all_their_edges(tmp_path, num_processes):
     arguments = num_processes, free_port(), tmp_path
     mp.spawn(_in_process, arguments, nprocs=num_processes)
