@@ -113,6 +113,24 @@ def check_edge_weight(edge_weight, edge_index: Tensor) -> None:
     check_device("edge_weight", edge_weight, "edge_index", edge_index.device)
 
 
+def check_edge_length(edge_length, u: Tensor, u_name: str) -> None:
+    r"""Checks the length of the edge from every node to its parent, of nodes with features `u`."""
+    check_floating("edge_length", edge_length)
+    check_shape("edge_length", edge_length, (u.size(0),), "[num_nodes]")
+    check_device("edge_length", edge_length, u_name, u.device)
+    check_lengths("edge_length", edge_length)
+
+
+def check_lengths(name: str, lengths: Tensor) -> None:
+    r"""Reads the values: no length is negative or NaN."""
+    if not values_are_checked(lengths) or bool((lengths >= 0).all()):
+        return
+    lowest = float(lengths.min())
+    if lowest < 0:
+        raise ValueError(f"'{name}' must hold lengths, which are not negative, got {lowest:g}")
+    raise NotANumberError(f"'{name}' must hold lengths, got NaN")
+
+
 def check_num_nodes(num_nodes) -> None:
     if num_nodes is None or isinstance(num_nodes, torch.SymInt):
         return

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import Conv2d, LayerNorm, Linear
 
 from groot_graph.checks import check_floating, check_positive_int, check_shape
+from groot_graph.forest import Forest
 from groot_graph.graphs import grid_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
-from groot_graph.nn.tree_topology import TreeTopology, check_measured
+from groot_graph.nn.tree_topology import TreeTopology, check_measured, metric_of_layer
 
 
 class GridTreeSSM(torch.nn.Module):
@@ -29,7 +30,9 @@ class GridTreeSSM(torch.nn.Module):
         \mathbf{X}^{\prime} &= \left( \mathrm{LayerNorm}(\mathbf{Y}) \odot \mathrm{SiLU}(\mathbf{Z})
         \right) \mathbf{W}_{\mathrm{out}}
 
-    The candidate edges of the tree join every node to the one below and the one to its right.
+    The candidate edges of the tree join every node to the one below and the one to its right. With
+    `edge_steps`, the distances along the tree are handed to the :class:`~groot_graph.nn.TreeSSM`,
+    so that the tree is learned.
 
     Args:
         channels (int): Size of each node's input and output.
@@ -38,13 +41,16 @@ class GridTreeSSM(torch.nn.Module):
             :class:`~groot_graph.nn.TreeTopology`. A function gets features of shape
             :obj:`[batch, rows, columns, channels]` here, once for the vertical and once for the
             horizontal edges, and returns a tensor of shape :obj:`[batch, rows, columns]`.
-            (default: :obj:`"cosine"`)
+            (default: :obj:`"learned"` with `edge_steps`, :obj:`"cosine"` without)
         tree (str, optional): The spanning tree to grow, :obj:`"min"`, :obj:`"max"` or
             :obj:`"random"`. (default: :obj:`"min"`)
         root (str, optional): The root of every tree, :obj:`"first"` (the upper left corner) or
             :obj:`"last"`. (default: :obj:`"first"`)
         direction (str, optional): Whom a node hears, :obj:`"both"`, :obj:`"up"` or :obj:`"down"`,
             see :class:`~groot_graph.nn.TreeSSM`. (default: :obj:`"both"`)
+        edge_steps (bool, optional): If set to :obj:`True`, time passes along an edge in proportion
+            to its length, see :class:`~groot_graph.nn.TreeSSM`, and the tree is grown over an
+            embedding that is learned by it, unless a `metric` is given. (default: :obj:`False`)
 
     Shapes:
         - **input:** features :math:`(B, H, W, F)`
@@ -66,10 +72,11 @@ class GridTreeSSM(torch.nn.Module):
         self,
         channels: int,
         expand: int = 2,
-        metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        metric: str | Callable[[Tensor, Tensor], Tensor] | None = None,
         tree: str = "min",
         root: str = "first",
         direction: str = "both",
+        edge_steps: bool = False,
     ):
         check_positive_int("channels", channels)
         check_positive_int("expand", expand)
@@ -80,9 +87,12 @@ class GridTreeSSM(torch.nn.Module):
         self.conv = Conv2d(
             inner_channels, inner_channels, 3, padding=1, groups=inner_channels, bias=False
         )
-        self.topology = TreeTopology(metric, tree, root)
+        metric = metric_of_layer(metric, edge_steps)
+        self.topology = TreeTopology(metric, tree, root, inner_channels)
         dt_rank = math.ceil(channels / 16)
-        self.ssm = TreeSSM(inner_channels, 1, dt_rank, direction, state_norm=True)
+        self.ssm = TreeSSM(
+            inner_channels, 1, dt_rank, direction, state_norm=True, edge_steps=edge_steps
+        )
         self.out_norm = LayerNorm(inner_channels)
         self.out_proj = Linear(inner_channels, channels, bias=False)
 
@@ -111,17 +121,25 @@ class GridTreeSSM(torch.nn.Module):
 
     def propagate(self, u: Tensor) -> Tensor:
         r"""Grows a tree over every grid of inner features and passes the states along it."""
-        batch_size, height, width, _ = u.shape
-        edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
-        edge_weight = None if self.topology.tree == "random" else self._edge_weight(u)
-        nodes = u.flatten(0, 2)
-        forest = self.topology.grow(nodes, edge_index, edge_weight)
-        return self.ssm(nodes, forest).view(u.shape)
+        if not self.ssm.edge_steps:
+            forest = self._grow(u)
+            return self.ssm(u.flatten(0, 2), forest).view(u.shape)
+        forest, edge_length = self._grow_and_measure(u)
+        return self.ssm(u.flatten(0, 2), forest, edge_length).view(u.shape)
 
     @torch.no_grad()
-    def _edge_weight(self, u: Tensor) -> Tensor:
+    def _grow(self, u: Tensor) -> Forest:
+        is_random = self.topology.tree == "random"
+        edge_weight = None if is_random else self._edge_weight(*self.topology.with_metric(u))
+        return self.topology.grow(u.flatten(0, 2), _edges(u), edge_weight)
+
+    def _grow_and_measure(self, u: Tensor) -> tuple[Forest, Tensor]:
+        compared, metric = self.topology.with_metric(u)
+        edge_weight = self._edge_weight(compared, metric)
+        return self.topology.grow_and_measure(u.flatten(0, 2), _edges(u), edge_weight)
+
+    def _edge_weight(self, u: Tensor, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         # Slices of the grid, because gathering both ends of every edge would copy them.
-        u, metric = self.topology.with_metric(u)
         vertical = metric(u[:, :-1], u[:, 1:])
         horizontal = metric(u[:, :, :-1], u[:, :, 1:])
         if callable(self.topology.metric):
@@ -129,6 +147,11 @@ class GridTreeSSM(torch.nn.Module):
             check_measured(vertical, u[:, 1:].shape[:-1], meaning)
             check_measured(horizontal, u[:, :, 1:].shape[:-1], meaning)
         return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
+
+
+def _edges(u: Tensor) -> Tensor:
+    batch_size, height, width, _ = u.shape
+    return grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
 
 
 def convolve(conv: Conv2d, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from groot_graph.checks import (
     check_bool,
     check_direction,
     check_dt_rank,
+    check_edge_length,
     check_features,
     check_floating,
     check_forest,
@@ -22,6 +23,9 @@ from groot_graph.checks import (
 from groot_graph.forest import Forest
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
 from groot_graph.ops.tree_scan.api import trusted_tree_scan
+
+# The scale of lengths begins as one.
+INITIAL_SIGMA = math.log(math.expm1(1.0))
 
 # u, delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -48,6 +52,16 @@ class TreeSSM(torch.nn.Module):
     :math:`i`, over its subtree, or over its ancestors, as `direction` says. The scan runs in
     :obj:`torch.float32` at least, also under autocast.
 
+    With `edge_steps`, time passes along an edge in proportion to its length :math:`\ell`: a state
+    crosses near nodes freely and fades on the way to a far one. The transition of the edge from
+    :math:`k` to its parent is then
+
+    .. math::
+        e^{(\mathbf{\Delta}_k + \mathrm{softplus}(\boldsymbol{\sigma}) \, \ell_k) \mathbf{A}}
+        \qquad \text{in place of} \qquad e^{\mathbf{\Delta}_k \mathbf{A}},
+
+    and through the lengths a gradient reaches whatever the tree was chosen by.
+
     Args:
         channels (int): Size of each node's input and output.
         state_size (int, optional): The number of states per channel. (default: :obj:`1`)
@@ -63,10 +77,13 @@ class TreeSSM(torch.nn.Module):
             :obj:`0.1`)
         dt_init_floor (float, optional): The bound below which no initial :math:`\mathbf{\Delta}`
             falls. (default: :obj:`1e-4`)
+        edge_steps (bool, optional): If set to :obj:`True`, the lengths of edges, which
+            :meth:`forward` then needs, add to the steps, each channel's weighed by a learned
+            :math:`\boldsymbol{\sigma}`. (default: :obj:`False`)
 
     Shapes:
         - **input:** node features :math:`(|\mathcal{V}|, F)`, a :class:`groot_graph.Forest` of
-          :math:`|\mathcal{V}|` nodes
+          :math:`|\mathcal{V}|` nodes, lengths of edges :math:`(|\mathcal{V}|)` with `edge_steps`
         - **output:** node features :math:`(|\mathcal{V}|, F)`
 
     Raises:
@@ -95,12 +112,14 @@ class TreeSSM(torch.nn.Module):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         dt_init_floor: float = 1e-4,
+        edge_steps: bool = False,
     ):
         check_positive_int("channels", channels)
         check_positive_int("state_size", state_size)
         check_dt_rank(dt_rank)
         check_direction(direction)
         check_bool("state_norm", state_norm)
+        check_bool("edge_steps", edge_steps)
         _check_dt_bounds(dt_min, dt_max, dt_init_floor)
         super().__init__()
         self.channels = channels
@@ -116,6 +135,9 @@ class TreeSSM(torch.nn.Module):
         self.A_log = Parameter(torch.empty(channels, state_size))
         self.D = Parameter(torch.empty(channels))
         self.state_norm = LayerNorm(channels) if state_norm else None
+        self.edge_steps = edge_steps
+        if edge_steps:
+            self.sigma = Parameter(torch.empty(channels))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -133,61 +155,82 @@ class TreeSSM(torch.nn.Module):
         self.D.fill_(1.0)
         if self.state_norm is not None:
             self.state_norm.reset_parameters()
+        if self.edge_steps:
+            self.sigma.fill_(INITIAL_SIGMA)
 
-    def forward(self, u: Tensor, forest: Forest) -> Tensor:
+    def forward(self, u: Tensor, forest: Forest, edge_length: Tensor | None = None) -> Tensor:
         r"""Passes the states along the forest.
 
         Args:
             u (Tensor): The node features, of shape :obj:`[num_nodes, channels]`.
             forest (Forest): The forest of the nodes.
+            edge_length (Tensor, optional): The length of the edge from every node to its parent, of
+                shape :obj:`[num_nodes]`, not negative; a root's is not read. Needed with
+                `edge_steps`, and refused without. (default: :obj:`None`)
 
         Returns:
             Tensor: The output, of the shape and dtype of `u`.
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If a shape or a device does not fit, or the forest has another number of
-                nodes.
+            ValueError: If a shape or a device does not fit, the forest has another number of nodes,
+                `edge_length` does not go with the layer, or a length is negative.
+            NotANumberError: If a length is NaN. Values on a GPU are read only under
+                :func:`torch_geometric.set_debug`.
         """
         check_floating("u", u)
         check_shape("u", u, (None, self.channels), "[num_nodes, channels]")
         check_forest(forest, u.size(0), u.device, "u")
-        operands, norm = self._operands(u), self.state_norm
+        self._check_edge_length(edge_length, u)
+        u_, delta, A, B, C, D = self._operands(u)
+        operands = u_, delta, self._transition_delta(delta, edge_length), A, B, C, D, forest
+        norm = self.state_norm
         if norm is None:
-            return self._scan(*operands, forest).to(u.dtype)
-        return self._normalized_scan(*operands, forest, norm).to(u.dtype)
+            return self._scan(*operands).to(u.dtype)
+        return self._normalized_scan(*operands, norm).to(u.dtype)
 
-    def transition(self, u: Tensor) -> Tensor:
-        r"""The transition of the edge from every node to its parent, :math:`e^{\mathbf{\Delta}_i
-        \mathbf{A}}`: how much of a state passes.
+    def transition(self, u: Tensor, edge_length: Tensor | None = None) -> Tensor:
+        r"""The transition of the edge from every node to its parent: how much of a state passes.
 
         Args:
             u (Tensor): The node features, of shape :obj:`[num_nodes, channels]`.
+            edge_length (Tensor, optional): See :meth:`forward`. (default: :obj:`None`)
 
         Returns:
             Tensor: The transitions, of shape :obj:`[num_nodes, channels, state_size]`.
 
         Raises:
-            TypeError: If `u` is not a floating point tensor.
-            ValueError: If its shape does not fit.
+            TypeError: If an argument is not a floating point tensor.
+            ValueError: If a shape does not fit, or `edge_length` does not go with the layer.
         """
         check_features("u", u, self.channels)
+        self._check_edge_length(edge_length, u)
         _, delta, A, *_ = self._operands(u)
-        return (delta.unsqueeze(2) * A).exp()
+        transition_delta = self._transition_delta(delta, edge_length)
+        return (transition_delta.unsqueeze(2) * A).exp()
 
     def no_weight_decay(self) -> set[str]:
         r"""The names of the parameters that an optimizer should not decay, beside biases and the
-        weights of norms: :obj:`A_log`, which zero does not make small, and :obj:`D`.
+        weights of norms: :obj:`A_log` and :obj:`sigma`, which zero does not make small, and
+        :obj:`D`.
         """
         # By name, because a mark on a parameter does not outlive its copy.
-        return {"A_log", "D"}
+        return {"A_log", "D", "sigma"} if self.edge_steps else {"A_log", "D"}
 
-    def forest_and_transition(self, u: Tensor, forest: Forest) -> tuple[Forest, Tensor]:
+    def forest_and_transition(
+        self, u: Tensor, forest: Forest, edge_length: Tensor | None = None
+    ) -> tuple[Forest, Tensor]:
         r"""What the states pass along, for :func:`groot_graph.analysis.scan_of_layer`: the forest,
         and the :meth:`transition` of every node, of shape
         :obj:`[num_nodes, channels * state_size]`.
         """
-        return forest, self.transition(u).flatten(1)
+        return forest, self.transition(u, edge_length).flatten(1)
+
+    def _transition_delta(self, delta: Tensor, edge_length: Tensor | None) -> Tensor:
+        if edge_length is None:
+            return delta
+        scale = F.softplus(self.sigma.to(delta.dtype))
+        return torch.addcmul(delta, edge_length.to(delta.dtype).unsqueeze(1), scale)
 
     def _operands(self, u: Tensor) -> Operands:
         sizes = [self.dt_rank, self.state_size, self.state_size]
@@ -198,14 +241,24 @@ class TreeSSM(torch.nn.Module):
         return u.to(dtype), F.softplus(delta.to(dtype)), A, B.to(dtype), C.to(dtype), D
 
     def _scan(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, forest: Forest
+        self,
+        u: Tensor,
+        delta: Tensor,
+        transition_delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        forest: Forest,
     ) -> Tensor:
-        return trusted_selective_tree_scan(u, delta, A, B, C, forest, D, direction=self.direction)
+        own = transition_delta if self.edge_steps else None
+        return trusted_selective_tree_scan(u, delta, A, B, C, forest, D, self.direction, own)
 
     def _normalized_scan(
         self,
         u: Tensor,
         delta: Tensor,
+        transition_delta: Tensor,
         A: Tensor,
         B: Tensor,
         C: Tensor,
@@ -215,19 +268,31 @@ class TreeSSM(torch.nn.Module):
     ) -> Tensor:
         # One state per channel takes no more memory than y, so that PyTorch can normalize it.
         if self.state_size == 1:
-            h = trusted_tree_scan(delta * u * B, (delta * A.t()).exp(), forest, self.direction)
+            transition = (transition_delta * A.t()).exp()
+            h = trusted_tree_scan(delta * u * B, transition, forest, self.direction)
             weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
             return C * F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps) + D * u
         # Several are normalized as they are scanned, never all in memory.
+        own = transition_delta if self.edge_steps else None
         y = trusted_selective_tree_scan(
-            u, delta, A, B, C, forest, direction=self.direction, state_norm_eps=norm.eps
+            u, delta, A, B, C, forest, None, self.direction, own, norm.eps
         )
         return norm.weight * y + norm.bias * C.sum(dim=1, keepdim=True) + D * u
 
+    def _check_edge_length(self, edge_length: Tensor | None, u: Tensor) -> None:
+        if not self.edge_steps and edge_length is not None:
+            raise ValueError(
+                "'edge_length' must be None where the layer has edge_steps=False, got a "
+                f"{type(edge_length).__name__}"
+            )
+        if self.edge_steps:
+            check_edge_length(edge_length, u, "u")
+
     def __repr__(self) -> str:
+        edge_steps = ", edge_steps=True" if self.edge_steps else ""
         return (
             f"{self.__class__.__name__}({self.channels}, state_size={self.state_size}, "
-            f"direction={self.direction})"
+            f"direction={self.direction}{edge_steps})"
         )
 
 

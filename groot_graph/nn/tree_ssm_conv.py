@@ -17,8 +17,10 @@ from torch_geometric.typing import Adj, OptTensor
 from groot_graph.checks import (
     check_bool,
     check_dt_rank,
+    check_edge_length,
     check_features,
     check_forest,
+    check_lengths,
     check_number,
     check_positive_int,
     check_shape,
@@ -26,7 +28,12 @@ from groot_graph.checks import (
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
-from groot_graph.nn.tree_topology import TreeTopology, check_growth, works_in_parts
+from groot_graph.nn.tree_topology import (
+    TreeTopology,
+    check_growth,
+    metric_of_layer,
+    works_in_parts,
+)
 
 # Of a graph with more the memory counts for more than the time.
 ELEMENTS_IN_PART = 2**24
@@ -56,7 +63,10 @@ class TreeSSMConv(MessagePassing):
         \odot \bigoplus_{j \in \mathcal{N}(i)} \mathbf{u}_j + \mathbf{b}.
 
     :class:`~groot_graph.nn.TreeTopology` grows a spanning forest from the features, without a
-    gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it.
+    gradient, and :class:`~groot_graph.nn.TreeSSM` passes the states along it. With `edge_steps`,
+    the lengths of the forest's edges, the distances of an embedding of the features, slow the
+    states down on their way: they fade on the way to a node that is unlike, and the embedding, and
+    with it the choice of the tree, is learned.
 
     The gate begins open, :math:`\mathrm{SiLU}(\mathbf{Z}) = 1` for every node, and the projections
     to :math:`\mathbf{B}` and :math:`\mathbf{C}` begin as the same one, so that a node hears most of
@@ -73,7 +83,8 @@ class TreeSSMConv(MessagePassing):
         dt_rank (int or str, optional): The rank of the projection to the step sizes; :obj:`"auto"`
             is :obj:`ceil(out_channels / 16)`. (default: :obj:`"auto"`)
         metric (str or Callable, optional): The dissimilarity the tree is grown over, see
-            :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"cosine"`)
+            :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"learned"` with `edge_steps`,
+            :obj:`"cosine"` without)
         tree (str, optional): The spanning forest to grow, :obj:`"min"`, :obj:`"max"` or
             :obj:`"random"`. (default: :obj:`"min"`)
         root (str, optional): The root of every tree, :obj:`"first"` or :obj:`"last"`.
@@ -87,6 +98,9 @@ class TreeSSMConv(MessagePassing):
             saves time. (default: :obj:`True`)
         bias (bool, optional): If set to :obj:`True`, the in- and out-projection learn an additive
             bias. (default: :obj:`False`)
+        edge_steps (bool, optional): If set to :obj:`True`, time passes along an edge in proportion
+            to its length, see :class:`~groot_graph.nn.TreeSSM`, and the tree is grown over an
+            embedding that is learned by it, unless a `metric` is given. (default: :obj:`False`)
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
@@ -117,13 +131,14 @@ class TreeSSMConv(MessagePassing):
         state_size: int = 1,
         expand: float = 2,
         dt_rank: int | str = "auto",
-        metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        metric: str | Callable[[Tensor, Tensor], Tensor] | None = None,
         tree: str = "min",
         root: str = "first",
         direction: str = "both",
         aggr: str | list[str] | Aggregation | None = "mean",
         state_norm: bool = True,
         bias: bool = False,
+        edge_steps: bool = False,
         **kwargs,
     ):
         _check_in_channels(in_channels)
@@ -132,6 +147,7 @@ class TreeSSMConv(MessagePassing):
         check_dt_rank(dt_rank)
         _check_aggr(aggr)
         check_bool("bias", bias)
+        metric = metric_of_layer(metric, edge_steps)
         super().__init__(aggr, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -140,9 +156,11 @@ class TreeSSMConv(MessagePassing):
         projection = Linear if state_size == 1 else _LargeLinear
         self.in_proj = projection(in_channels, self.inner_channels, bias=bias)
         self.gate_proj = _OpenGate(in_channels, self.inner_channels)
-        self.topology = TreeTopology(metric, tree, root)
+        self.topology = TreeTopology(metric, tree, root, self.inner_channels)
         dt_rank = math.ceil(out_channels / 16) if dt_rank == "auto" else dt_rank
-        self.ssm = TreeSSM(self.inner_channels, state_size, dt_rank, direction, state_norm)
+        self.ssm = TreeSSM(
+            self.inner_channels, state_size, dt_rank, direction, state_norm, edge_steps=edge_steps
+        )
         self.out_norm = LayerNorm(self.inner_channels)
         self.out_proj = Linear(self.inner_channels, out_channels, bias=bias)
         if aggr is not None:
@@ -159,6 +177,7 @@ class TreeSSMConv(MessagePassing):
         super().reset_parameters()
         self.in_proj.reset_parameters()
         self.gate_proj.reset_parameters()
+        self.topology.reset_parameters()
         self.ssm.reset_parameters()
         self.out_norm.reset_parameters()
         self.out_proj.reset_parameters()
@@ -183,6 +202,7 @@ class TreeSSMConv(MessagePassing):
         edge_weight: OptTensor = None,
         forest: Forest | None = None,
         root: str | Tensor | None = None,
+        edge_length: OptTensor = None,
     ) -> Tensor:
         r"""Runs the layer.
 
@@ -195,13 +215,16 @@ class TreeSSMConv(MessagePassing):
                 :func:`torch_geometric.utils.to_edge_index` lists them, and its values are not read.
                 (default: :obj:`None`)
             edge_weight (Tensor, optional): The dissimilarities the tree is grown over in place of
-                the metric, of shape :obj:`[num_edges]`. They do not weigh the mix. (default:
-                :obj:`None`)
+                the metric, of shape :obj:`[num_edges]`; with `edge_steps` also the lengths, and so
+                not negative. They do not weigh the mix. (default: :obj:`None`)
             forest (Forest, optional): The forest to pass the states along, in place of one grown
                 from the features. (default: :obj:`None`)
             root (str or LongTensor, optional): The root of every tree for this call:
                 :obj:`"first"`, :obj:`"last"` or one node per tree. (default: the `root` of the
                 layer)
+            edge_length (Tensor, optional): The length of the edge from every node to its parent in
+                the given `forest`, of shape :obj:`[num_nodes]`, for a layer with `edge_steps`.
+                (default: measured by the metric)
 
         Returns:
             Tensor: The output, of shape :obj:`[num_nodes, out_channels]`.
@@ -209,17 +232,22 @@ class TreeSSMConv(MessagePassing):
         Raises:
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If `x` is a pair of a bipartite graph, a shape or a device does not fit, a
-                node number is out of range, `edge_index` is missing, or `edge_weight` or `root`
-                come with a `forest`.
-            NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN.
+                node number is out of range, `edge_index` is missing, `edge_weight` or `root`
+                come with a `forest`, `edge_length` without one or without `edge_steps`, or a length
+                is negative.
+            NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN, or a length is.
         """
         self._check_x(x)
-        self._check_combination(edge_index, edge_weight, forest, root)
+        self._check_combination(edge_index, edge_weight, forest, root, edge_length)
         if forest is not None:
             check_forest(forest, x.size(0), x.device, "x")
+        if edge_length is not None:
+            check_edge_length(edge_length, x, "x")
         if edge_index is not None:
             edge_index = to_plain_edge_index(edge_index, x)
             check_growth(edge_index, edge_weight, root)
+        if edge_weight is not None and self.ssm.edge_steps:
+            check_lengths("edge_weight", edge_weight)
 
         u, z = self.in_proj(x), self.gate_proj(x)
         is_large = works_in_parts(u) and u.numel() > ELEMENTS_IN_PART
@@ -228,8 +256,14 @@ class TreeSSMConv(MessagePassing):
         if forest is None:
             assert edge_index is not None  # as checked where no forest is given
             weight_name = "x" if edge_weight is None else "edge_weight"
-            forest = self.topology.grow(u, edge_index, edge_weight, root, weight_name)
-        y = self.ssm(u, forest)
+            grown_from = u, edge_index, edge_weight, root, weight_name
+            if self.ssm.edge_steps:
+                forest, edge_length = self.topology.grow_and_measure(*grown_from)
+            else:
+                forest = self.topology.grow(*grown_from)
+        elif self.ssm.edge_steps and edge_length is None:
+            edge_length = self.topology.measure(u, forest)
+        y = self.ssm(u, forest, edge_length)
         return self._gate_in_parts(y, z) if is_large else self._gate(y, z)
 
     def _activate(self, u: Tensor, edge_index: Adj | None) -> Tensor:
@@ -268,7 +302,7 @@ class TreeSSMConv(MessagePassing):
         in_channels = self.in_proj.in_channels
         check_features("x", x, None if in_channels == -1 else in_channels)
 
-    def _check_combination(self, edge_index, edge_weight, forest, root) -> None:
+    def _check_combination(self, edge_index, edge_weight, forest, root, edge_length) -> None:
         if edge_index is None and (forest is None or self.aggr_module is not None):
             raise ValueError(
                 "'edge_index' must be given, got None: it can be left out only where a 'forest' is "
@@ -277,6 +311,13 @@ class TreeSSMConv(MessagePassing):
         for name, value in (("edge_weight", edge_weight), ("root", root)):
             if forest is not None and value is not None:
                 raise ValueError(f"'{name}' must be None where a 'forest' is given, got {value}")
+        if edge_length is None:
+            return
+        if forest is None or not self.ssm.edge_steps:
+            raise ValueError(
+                "'edge_length' must be None unless a 'forest' is given and the layer has "
+                "edge_steps=True; the lengths of candidate edges are given as 'edge_weight'"
+            )
 
 
 class _LargeLinear(Linear):

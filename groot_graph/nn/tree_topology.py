@@ -3,14 +3,18 @@ r"""The layer that grows a rooted spanning forest from the features of a graph."
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Linear
 from torch_geometric import is_compiling
 from torch_geometric.typing import Adj, OptTensor
 
 from groot_graph.checks import (
+    check_bool,
     check_choice,
     check_edge_weight,
     check_features,
+    check_positive_int,
     check_root,
     check_shape,
     check_tensor,
@@ -44,7 +48,13 @@ def manhattan(x_i: Tensor, x_j: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x_i - x_j, ord=1, dim=-1)
 
 
-METRICS = {"cosine": cosine, "euclidean": euclidean, "manhattan": manhattan}
+# What is learned is an embedding, whose distances they are.
+METRICS = {
+    "cosine": cosine,
+    "euclidean": euclidean,
+    "manhattan": manhattan,
+    "learned": euclidean,
+}
 
 
 def works_in_parts(x: Tensor) -> bool:
@@ -67,19 +77,27 @@ class TreeTopology(torch.nn.Module):
 
     over all spanning forests :math:`\mathcal{T}^{\prime}` of the edges :math:`\mathcal{E}`, one
     tree per connected component. Equal weights are decided by the lower edge number. No gradient
-    flows through the choice.
+    flows through the choice, but through the lengths of the edges chosen,
+    :math:`\ell_i = w_{i \, p(i)}` of a node :math:`i` and its parent, which
+    :meth:`forest_and_length` returns beside the forest.
 
     Args:
         metric (str or Callable, optional): The dissimilarity :math:`w_{ij}` of two nodes:
             :obj:`"cosine"` (as above), :obj:`"euclidean"` or :obj:`"manhattan"` (their distance),
-            or a function of :obj:`x_i` and :obj:`x_j`, both of shape :obj:`[num_edges, channels]`,
-            that returns a tensor of shape :obj:`[num_edges]`. (default: :obj:`"cosine"`)
+            :obj:`"learned"`, the distance of their embeddings, :math:`\| \mathbf{W}_e \mathbf{x}_i
+            - \mathbf{W}_e \mathbf{x}_j \|`, or a function of :obj:`x_i` and :obj:`x_j`, both of
+            shape :obj:`[num_edges, channels]`, that returns a tensor of shape :obj:`[num_edges]`.
+            (default: :obj:`"cosine"`)
         tree (str, optional): The spanning forest to grow: of least total dissimilarity
             (:obj:`"min"`), of greatest (:obj:`"max"`), or over weights drawn uniformly from
             PyTorch's global generator, whatever the features and edge weights are
             (:obj:`"random"`). (default: :obj:`"min"`)
         root (str, optional): The root of every tree: its node of lowest (:obj:`"first"`) or highest
             number (:obj:`"last"`). (default: :obj:`"first"`)
+        channels (int, optional): Size of each node's features, which :obj:`metric="learned"` needs.
+            (default: :obj:`None`)
+        embedding_dim (int, optional): Size of each node's embedding, of which
+            :obj:`metric="learned"` is the distance. (default: :obj:`8`)
 
     Shapes:
         - **input:**
@@ -90,7 +108,7 @@ class TreeTopology(torch.nn.Module):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, a size is below one, or `channels` are missing.
 
     Example:
         >>> import torch
@@ -106,6 +124,8 @@ class TreeTopology(torch.nn.Module):
         metric: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
         tree: str = "min",
         root: str = "first",
+        channels: int | None = None,
+        embedding_dim: int = 8,
     ):
         if not callable(metric):
             check_choice("metric", metric, tuple(METRICS))
@@ -115,6 +135,16 @@ class TreeTopology(torch.nn.Module):
         self.metric = metric
         self.tree = tree
         self.root = root
+        if metric == "learned":
+            check_positive_int("channels", channels)
+            check_positive_int("embedding_dim", embedding_dim)
+            # What is added to every embedding changes no distance.
+            self.embedding = Linear(channels, embedding_dim, bias=False)
+
+    def reset_parameters(self) -> None:
+        r"""Resets the embedding, if the metric is learned."""
+        if self.metric == "learned":
+            self.embedding.reset_parameters()
 
     @torch.no_grad()
     def forward(
@@ -148,11 +178,54 @@ class TreeTopology(torch.nn.Module):
                 tree has no root or several.
             NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN.
         """
-        check_features("x", x)
+        edge_index, weight_name = self._checked(x, edge_index, edge_weight, root)
+        return self.grow(x, edge_index, edge_weight, root, weight_name)
+
+    def forest_and_length(
+        self,
+        x: Tensor,
+        edge_index: Adj,
+        edge_weight: OptTensor = None,
+        root: str | Tensor | None = None,
+    ) -> tuple[Forest, Tensor]:
+        r"""Grows the forest, and measures its edges.
+
+        Args:
+            x (Tensor): See :meth:`forward`.
+            edge_index (Tensor or EdgeIndex or SparseTensor or torch.sparse.Tensor): See
+                :meth:`forward`.
+            edge_weight (Tensor, optional): See :meth:`forward`. (default: :obj:`None`)
+            root (str or LongTensor, optional): See :meth:`forward`. (default: the `root` of the
+                layer)
+
+        Returns:
+            (Forest, Tensor): The rooted forest, and the dissimilarity of every node and its parent,
+            of shape :obj:`[num_nodes]`; a root's is zero. Gradients flow through it to the
+            features, the embedding and the `edge_weight`.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If a shape or a device does not fit, a node number is out of range, or a
+                tree has no root or several.
+            NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN.
+
+        Example:
+            >>> import torch
+            >>> from groot_graph.nn import TreeTopology
+            >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+            >>> edge_index = torch.tensor([[0, 0, 1], [1, 2, 2]])
+            >>> TreeTopology(metric="euclidean").forest_and_length(x, edge_index)[1]
+            tensor([0., 1., 2.])
+        """
+        edge_index, weight_name = self._checked(x, edge_index, edge_weight, root)
+        return self.grow_and_measure(x, edge_index, edge_weight, root, weight_name)
+
+    def _checked(self, x, edge_index, edge_weight, root) -> tuple[Tensor, str]:
+        r"""The edges, of arguments that fit, and what the weights come from."""
+        check_features("x", x, self.embedding.in_features if self.metric == "learned" else None)
         edge_index = to_plain_edge_index(edge_index, x)
         check_growth(edge_index, edge_weight, root)
-        weight_name = "x" if edge_weight is None else "edge_weight"
-        return self.grow(x, edge_index, edge_weight, root, weight_name)
+        return edge_index, "x" if edge_weight is None else "edge_weight"
 
     @torch.no_grad()
     def grow(
@@ -166,31 +239,76 @@ class TreeTopology(torch.nn.Module):
         r"""Grows the forest of arguments that are known to fit. A NaN among the weights is refused
         in the name of `weight_name`, from which they come.
         """
+        if edge_weight is None and self.tree != "random":
+            edge_weight = self._edge_weight(*self.with_metric(x), edge_index)
+        return self._grow(x, edge_index, edge_weight, root, weight_name)[0]
+
+    def grow_and_measure(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_weight: OptTensor = None,
+        root: str | Tensor | None = None,
+        weight_name: str = "x",
+    ) -> tuple[Forest, Tensor]:
+        r"""As :meth:`grow`, with the length of the edge from every node to its parent."""
+        if edge_weight is not None or callable(self.metric):
+            # Of all edges, because a metric of the user's may compare an edge with all others.
+            if edge_weight is None:
+                edge_weight = self._edge_weight(*self.with_metric(x), edge_index)
+            forest, edge_mask = self._grow(x, edge_index, edge_weight.detach(), root, weight_name)
+            return forest, _length_of_parents(edge_weight, edge_index, edge_mask, forest)
+        compared, metric = self.with_metric(x)
+        if self.tree != "random":
+            with torch.no_grad():
+                edge_weight = self._edge_weight(compared, metric, edge_index)
+        forest, _ = self._grow(x, edge_index, edge_weight, root, weight_name)
+        return forest, metric(compared.index_select(0, forest.parent), compared)
+
+    def measure(self, x: Tensor, forest: Forest) -> Tensor:
+        r"""The length of the edge from every node to its parent in a forest that was not grown
+        here.
+        """
+        compared, metric = self.with_metric(x)
+        return metric(compared.index_select(0, forest.parent), compared)
+
+    @torch.no_grad()
+    def _grow(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_weight: OptTensor,
+        root: str | Tensor | None,
+        weight_name: str,
+    ) -> tuple[Forest, Tensor]:
+        r"""The forest, and which edges it keeps."""
         num_nodes, root = x.size(0), self.root if root is None else root
         if self.tree == "random":
             edge_weight = torch.rand(edge_index.size(1), device=x.device)
-        elif edge_weight is None:
-            edge_weight = self._edge_weight(x, edge_index)
         if self.tree == "max":
             edge_weight = _reversed(edge_weight)
         edge_mask = trusted_minimum_spanning_forest(edge_index, edge_weight, num_nodes, weight_name)
-        return trusted_root_forest(edge_index, edge_mask, num_nodes, root)
+        return trusted_root_forest(edge_index, edge_mask, num_nodes, root), edge_mask
 
     def with_metric(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
-        r"""The node features as the metric takes them, in :obj:`torch.float32` at least and for
-        :obj:`"cosine"` scaled to length one, and the metric: a function of two tensors of such
-        features of shape :obj:`[*, channels]` with the same :obj:`*`, the shape of what it returns.
+        r"""The node features as the metric takes them, in :obj:`torch.float32` at least, for
+        :obj:`"cosine"` scaled to length one and for :obj:`"learned"` embedded, and the metric: a
+        function of two tensors of such features of shape :obj:`[*, channels]` with the same
+        :obj:`*`, the shape of what it returns.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if callable(self.metric):
             return x, self.metric
+        if self.metric == "learned":
+            # In half precision too many edges would have the same length.
+            with torch.autocast(x.device.type, enabled=False):
+                return F.linear(x, self.embedding.weight.to(x.dtype)), euclidean
         if self.metric == "cosine":
             # As torch.nn.functional.cosine_similarity scales.
             x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
         return x, METRICS[self.metric]
 
-    def _edge_weight(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        x, metric = self.with_metric(x)
+    def _edge_weight(self, x: Tensor, metric: Callable, edge_index: Tensor) -> Tensor:
         # A metric of the user's may compare an edge with all others.
         if callable(self.metric):
             edge_weight = _gathered(metric, x, edge_index)
@@ -211,6 +329,21 @@ class TreeTopology(torch.nn.Module):
         return f"{self.__class__.__name__}(metric={metric}, tree={self.tree}, root={self.root})"
 
 
+def metric_of_layer(
+    metric: str | Callable[[Tensor, Tensor], Tensor] | None, edge_steps: bool
+) -> str | Callable[[Tensor, Tensor], Tensor]:
+    r"""The metric of a layer that may hand the lengths of edges to its scan."""
+    check_bool("edge_steps", edge_steps)
+    if metric is None:
+        return "learned" if edge_steps else "cosine"
+    if metric == "learned" and not edge_steps:
+        raise ValueError(
+            "'metric' must not be 'learned' where 'edge_steps' is False: an embedding learns "
+            "through the lengths of edges alone"
+        )
+    return metric
+
+
 def check_growth(edge_index: Tensor, edge_weight, root) -> None:
     r"""Checks what a forest is grown from beside the features."""
     if edge_weight is not None:
@@ -228,6 +361,19 @@ def check_measured(edge_weight, shape: tuple[int, ...], meaning: str) -> None:
     r"""Checks what a metric of the user's returns."""
     check_tensor("metric(x_i, x_j)", edge_weight)
     check_shape("metric(x_i, x_j)", edge_weight, shape, meaning)
+
+
+def _length_of_parents(
+    edge_weight: Tensor, edge_index: Tensor, edge_mask: Tensor, forest: Forest
+) -> Tensor:
+    r"""The weight of the edge that joins every node to its parent."""
+    source, target = edge_index
+    child = torch.where(forest.parent[source] == target, source, target)
+    if not edge_weight.is_floating_point():
+        edge_weight = edge_weight.to(torch.get_default_dtype())
+    # One term a node, the others are zero: the sum is exact in any sequence.
+    length = edge_weight.new_zeros(forest.num_nodes)
+    return length.index_add(0, child, torch.where(edge_mask, edge_weight, 0))
 
 
 def _reversed(edge_weight: Tensor) -> Tensor:

@@ -23,10 +23,15 @@ def is_heard(direction: str, line: list, other: list) -> bool:
     return line[-1] == other[-1]
 
 
-def plain_loop(ssm: TreeSSM, u: torch.Tensor, forest: Forest) -> torch.Tensor:
+def plain_loop(
+    ssm: TreeSSM, u: torch.Tensor, forest: Forest, edge_length: torch.Tensor | None = None
+) -> torch.Tensor:
     """The equations of the docstring, pair of nodes by pair of nodes."""
     dt, B, C = (u @ ssm.x_proj.weight.t()).split([ssm.dt_rank, ssm.state_size, ssm.state_size], 1)
     delta = F.softplus(dt @ ssm.dt_proj.weight.t() + ssm.dt_proj.bias)
+    step = delta
+    if edge_length is not None:
+        step = delta + torch.outer(edge_length, F.softplus(ssm.sigma))
     A = -torch.exp(ssm.A_log)
     lines = [line_to_root(forest.parent.tolist(), node) for node in range(len(u))]
     y = []
@@ -36,7 +41,7 @@ def plain_loop(ssm: TreeSSM, u: torch.Tensor, forest: Forest) -> torch.Tensor:
             if is_heard(ssm.direction, line, other):
                 path = set(line) ^ set(other)
                 transition = torch.stack(
-                    [torch.ones_like(A), *(torch.exp(delta[k, :, None] * A) for k in path)]
+                    [torch.ones_like(A), *(torch.exp(step[k, :, None] * A) for k in path)]
                 ).prod(dim=0)
                 h = h + transition * torch.outer(delta[j] * u[j], B[j])
         if ssm.state_norm is not None:

@@ -52,6 +52,19 @@ def test_options_change_the_output(option):
     assert not torch.allclose(layer(x), other(x))
 
 
+@pytest.mark.parametrize("metric", ["learned", "euclidean"])
+def test_edge_steps_over_a_grid_are_those_over_a_graph(metric, x):
+    layer = GridTreeSSM(8, edge_steps=True, metric=metric)
+    u = torch.randn(2, 5, 4, 16, requires_grad=True)
+    edge_index = grid_edge_index(5, 4, num_graphs=2)
+    forest, edge_length = layer.topology.forest_and_length(u.flatten(0, 2), edge_index)
+    expected, out = layer.ssm(u.flatten(0, 2), forest, edge_length), layer.propagate(u)
+    assert_close(out.flatten(0, 2), expected)
+    inputs, grad = [u, *layer.topology.parameters()], torch.randn_like(out)
+    expected = torch.autograd.grad(expected.view_as(out), inputs, grad)
+    assert_close(torch.autograd.grad(out, inputs, grad), expected)
+
+
 def test_random_trees_compute_no_weight(x):
     def metric(x_i, x_j):
         raise AssertionError("the weights of a random tree need no features")
@@ -104,7 +117,7 @@ def test_the_edge_weights_of_slices_are_those_of_gathered_ends():
     u = torch.randn(2, 5, 4, 16)
     edge_index = grid_edge_index(5, 4, num_graphs=2)
     gathered = torch.exp(-torch.cosine_similarity(*u.flatten(0, 2)[edge_index], dim=-1))
-    weight = mixer._edge_weight(u)
+    weight = mixer._edge_weight(*mixer.topology.with_metric(u))
     assert_close(weight, gathered)
     nodes = u.flatten(0, 2)
     forest = mixer.topology(nodes, edge_index, weight)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import groot_graph.nn.tree_ssm
+from groot_graph.errors import NotANumberError
 from groot_graph.nn import TreeSSM
 from tests.equipment.graphs import make_forest
 from tests.equipment.modules import perturbed, pickled
@@ -25,6 +26,9 @@ SHAPES = [
 
 def test_repr():
     assert str(TreeSSM(16)) == "TreeSSM(16, state_size=1, direction=both)"
+    assert str(TreeSSM(4, edge_steps=True)) == (
+        "TreeSSM(4, state_size=1, direction=both, edge_steps=True)"
+    )
 
 
 @STATE_NORM
@@ -46,6 +50,96 @@ def test_same_as_plain_loop(kind, num_nodes, channels, state_size, direction, st
     grads = torch.autograd.grad((out * weight).sum(), operands.values())
     for name, grad, expected_grad in zip(operands, grads, expected, strict=True):
         assert_close(grad, expected_grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@STATE_NORM
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind,num_nodes,channels,state_size", SHAPES)
+def test_edge_steps_are_those_of_a_plain_loop(
+    kind, num_nodes, channels, state_size, direction, state_norm
+):
+    settings = {"direction": direction, "state_norm": state_norm, "edge_steps": True}
+    ssm = perturbed(TreeSSM(channels, state_size, **settings).double())
+    forest = make_forest(kind, num_nodes)
+    u = torch.randn(num_nodes, channels, dtype=torch.float64, requires_grad=True)
+    edge_length = torch.rand(num_nodes, dtype=torch.float64).requires_grad_()
+    operands = {"u": u, "edge_length": edge_length, **dict(ssm.named_parameters())}
+    expected, out = plain_loop(ssm, u, forest, edge_length), ssm(u, forest, edge_length)
+    assert_close(out, expected)
+
+    weight, values = torch.randn_like(out), operands.values()
+    expected = torch.autograd.grad((expected * weight).sum(), values, materialize_grads=True,
+                                   allow_unused=True)  # fmt: skip
+    grads = torch.autograd.grad((out * weight).sum(), values)
+    for name, grad, expected_grad in zip(operands, grads, expected, strict=True):
+        assert_close(grad, expected_grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@STATE_NORM
+@pytest.mark.parametrize("state_size", [1, 3])
+def test_edge_steps_of_no_length_are_the_published_layer(state_size, state_norm):
+    ssm = perturbed(TreeSSM(5, state_size, state_norm=state_norm))
+    with_steps = TreeSSM(5, state_size, state_norm=state_norm, edge_steps=True)
+    missing, unexpected = with_steps.load_state_dict(ssm.state_dict(), strict=False)
+    assert (missing, unexpected) == (["sigma"], [])
+    u, forest = torch.randn(13, 5), make_forest("several", 13)
+    assert with_steps(u, forest, torch.zeros(13)).equal(ssm(u, forest))
+
+
+def test_the_length_of_a_root_is_not_read():
+    ssm, u, forest = TreeSSM(5, edge_steps=True), torch.randn(13, 5), make_forest("several", 13)
+    edge_length = torch.rand(13)
+    expected = ssm(u, forest, edge_length)
+    edge_length[forest.roots] = 9.0
+    assert ssm(u, forest, edge_length).equal(expected)
+
+
+def test_far_nodes_are_heard_less():
+    ssm = TreeSSM(4, edge_steps=True)
+    transition = [ssm.transition(torch.ones(1, 4), torch.tensor([far])) for far in (0.0, 1.0, 9.0)]
+    assert (transition[0] > transition[1]).all() and (transition[1] > 10 * transition[2]).all()
+    # The scale begins as one.
+    assert_close(transition[1], transition[0] * math.exp(-1))
+
+
+@STATE_NORM
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_edge_steps_in_half_precision(dtype, state_norm):
+    ssm = perturbed(TreeSSM(5, 2, state_norm=state_norm, edge_steps=True))
+    u, forest, edge_length = torch.randn(17, 5), make_forest("random", 17), torch.rand(17)
+    expected = ssm(u, forest, edge_length)
+    with torch.autocast("cpu", dtype=dtype):
+        assert_close(ssm(u, forest, edge_length), expected, atol=0.1, rtol=0.1)
+    out = ssm.to(dtype)(u.to(dtype), forest, edge_length.to(dtype))
+    assert out.dtype == dtype
+    assert_close(out.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_compiled_edge_steps():
+    ssm = perturbed(TreeSSM(5, 2, state_norm=True, edge_steps=True))
+    u, forest, edge_length = torch.randn(17, 5), make_forest("random", 17), torch.rand(17)
+    compiled = torch.compile(ssm, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(u, forest, edge_length), ssm(u, forest, edge_length))
+
+
+@pytest.mark.parametrize(
+    "edge_steps, edge_length, error, message",
+    [
+        (False, torch.ones(3), ValueError, "'edge_length' must be None where the layer has"),
+        (True, None, TypeError, "'edge_length' must be a torch.Tensor, got NoneType"),
+        (True, torch.ones(3).long(), TypeError, "'edge_length' must have a floating point dtype"),
+        (True, torch.ones(3, 1), ValueError, r"'edge_length' must have shape \[num_nodes\]"),
+        (True, torch.tensor([1.0, -0.5, 0.0]), ValueError, "'edge_length' must hold .* got -0.5"),
+        (True, torch.tensor([1.0, math.nan, 0.0]), NotANumberError, "'edge_length' .* got NaN"),
+        (True, torch.ones(3, device="meta"), ValueError, "'edge_length' must be on the device"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(edge_steps, edge_length, error, message):
+    ssm, u, forest = TreeSSM(4, edge_steps=edge_steps), torch.randn(3, 4), make_forest("chain", 3)
+    with pytest.raises(error, match=message):
+        ssm(u, forest, edge_length)
+    with pytest.raises(error, match=message):
+        ssm.transition(u, edge_length)
 
 
 @STATE_NORM

@@ -1,4 +1,5 @@
 import copy
+import math
 import shutil
 
 import pytest
@@ -12,7 +13,8 @@ from torch_geometric.nn import GPSConv, MessagePassing, Sequential, SoftmaxAggre
 from torch_geometric.utils import scatter
 
 import groot_graph
-from groot_graph.nn import TreeSSMConv, TreeTopology
+from groot_graph import root_forest
+from groot_graph.nn import GridTreeSSM, TreeSSMConv, TreeTopology
 from tests.equipment.adjacencies import FORMS, adjacency_forms
 from tests.equipment.graphs import make_forest, random_graph
 from tests.equipment.modules import perturbed, pickled
@@ -47,6 +49,83 @@ def test_same_as_its_parts():
     y = conv.ssm(u, TreeTopology()(u, edge_index))
     y = F.layer_norm(y, (10,), conv.out_norm.weight, conv.out_norm.bias) * F.silu(z)
     assert_close(conv(x, edge_index), y @ conv.out_proj.weight.t() + conv.out_proj.bias)
+
+
+def test_edge_steps_are_those_of_its_parts():
+    conv, x = perturbed(TreeSSMConv(5, 7, edge_steps=True)), torch.randn(17, 5)
+    edge_index = random_graph(17, 60)
+    u = conv._activate(conv.in_proj(x), edge_index)
+    forest, edge_length = conv.topology.forest_and_length(u, edge_index)
+    expected = conv._gate(conv.ssm(u, forest, edge_length), conv.gate_proj(x))
+    assert_close(conv(x, edge_index), expected)
+    assert_close(conv(x, edge_index, forest=forest), expected)
+    assert_close(conv(x, edge_index, forest=forest, edge_length=edge_length), expected)
+    assert not torch.allclose(
+        conv(x, edge_index, forest=forest, edge_length=2 * edge_length), expected
+    )
+
+
+def test_given_weights_are_the_lengths():
+    conv, x = perturbed(TreeSSMConv(5, 7, edge_steps=True)), torch.randn(17, 5)
+    edge_index, edge_weight = random_graph(17, 60), torch.rand(60)
+    forest, edge_length = conv.topology.forest_and_length(
+        torch.ones(17, conv.inner_channels), edge_index, edge_weight
+    )
+    expected = conv(x, edge_index, forest=forest, edge_length=edge_length)
+    assert_close(conv(x, edge_index, edge_weight), expected)
+    published = TreeSSMConv(5, 7)
+    published.load_state_dict(conv.state_dict(), strict=False)
+    assert_close(conv(x, edge_index, 0 * edge_weight), published(x, edge_index, 0 * edge_weight))
+
+
+@pytest.mark.parametrize(
+    "metric", ["euclidean", "cosine", lambda x_i, x_j: (x_i - x_j).norm(dim=1)]
+)
+def test_edge_steps_over_any_metric(metric):
+    conv, x = TreeSSMConv(5, 7, edge_steps=True, metric=metric), torch.randn(17, 5)
+    edge_index = random_graph(17, 60)
+    forest, edge_length = conv.topology.forest_and_length(
+        conv._activate(conv.in_proj(x), edge_index), edge_index
+    )
+    expected = conv(x, edge_index, forest=forest, edge_length=edge_length)
+    assert_close(conv(x, edge_index), expected)
+
+
+@pytest.mark.parametrize("state_size,state_norm", [(1, True), (3, False), (3, True)])
+def test_gradients_reach_the_embedding(state_size, state_norm):
+    conv = TreeSSMConv(5, 7, state_size, state_norm=state_norm, edge_steps=True)
+    conv(torch.randn(17, 5), random_graph(17, 60)).square().sum().backward()
+    for parameter in (conv.topology.embedding.weight, conv.ssm.sigma):
+        assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "edge_steps, arguments, message",
+    [
+        (False, {"edge_length": True, "forest": True}, "'edge_length' must be None unless"),
+        (True, {"edge_length": True}, "'edge_length' must be None unless"),
+        (True, {"edge_weight": -1.0}, "'edge_weight' must hold lengths, .* got -1"),
+        (True, {"edge_weight": math.nan}, "'edge_weight' must hold lengths, got NaN"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(edge_steps, arguments, message):
+    conv, edge_index = TreeSSMConv(5, 7, edge_steps=edge_steps), random_graph(17, 60)
+    values = {
+        "edge_length": torch.ones(17),
+        "forest": root_forest(torch.arange(17).unfold(0, 2, 1).t()),
+        "edge_weight": torch.full((60,), arguments.get("edge_weight", 0.0)),
+    }
+    with pytest.raises(ValueError, match=message):
+        conv(torch.randn(17, 5), edge_index, **{name: values[name] for name in arguments})
+
+
+@pytest.mark.parametrize("layer", [TreeSSMConv, GridTreeSSM])
+def test_a_learned_metric_needs_edge_steps(layer):
+    sizes = (5, 7) if layer is TreeSSMConv else (8,)
+    with pytest.raises(ValueError, match="'metric' must not be 'learned' where 'edge_steps' is"):
+        layer(*sizes, metric="learned")
+    with pytest.raises(TypeError, match="'edge_steps' must be a bool, got str"):
+        layer(*sizes, edge_steps="yes")
 
 
 @pytest.mark.parametrize("elements", [1, 30, 169])
@@ -329,8 +408,12 @@ def test_half_precision(dtype):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"state_size": 3, "state_norm": False, "aggr": ["mean", "max"]}],
-    ids=["default", "many_states"],
+    [
+        {},
+        {"state_size": 3, "state_norm": False, "aggr": ["mean", "max"]},
+        pytest.param({"edge_steps": True}, marks=pytest.mark.full),
+    ],
+    ids=["default", "many_states", "edge_steps"],
 )
 def test_compile(settings):
     conv = perturbed(TreeSSMConv(5, 7, **settings)).double()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
+from torch.testing import assert_close
 from torch_geometric.data import Batch, Data
 
 import groot_graph.nn.tree_topology
@@ -88,6 +89,66 @@ def test_every_adjacency_form_gives_the_same_forest(form, metric):
     out = TreeTopology(metric)(x, adjacency_forms(edge_index, 17)[form])
     assert out.parent.equal(forest.parent)
     assert out.order.equal(forest.order)
+
+
+@pytest.mark.parametrize("tree", ["min", "max", "random"])
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
+def test_a_length_is_the_dissimilarity_of_a_node_and_its_parent(metric, tree):
+    topology = TreeTopology(metric, tree)
+    x, edge_index = torch.randn(20, 5, dtype=torch.float64), random_graph(20, 50)
+    torch.manual_seed(1)
+    forest, edge_length = topology.forest_and_length(x, edge_index)
+    torch.manual_seed(1)
+    assert forest.parent.equal(topology(x, edge_index).parent)
+    children = (forest.parent != torch.arange(20)).nonzero().flatten().tolist()
+    expected = [METRICS[metric](x[i].numpy(), x[forest.parent[i]].numpy()) for i in children]
+    assert_close(edge_length[children], torch.tensor(expected, dtype=torch.float64))
+    if metric != "cosine":
+        assert_close(edge_length[forest.roots], torch.zeros(forest.num_trees).double())
+
+
+def test_the_learned_metric_is_the_distance_of_embeddings():
+    topology = TreeTopology("learned", channels=5, embedding_dim=3)
+    x, edge_index = torch.randn(20, 5), random_graph(20, 50)
+    embedded = x @ topology.embedding.weight.t()
+    forest, edge_length = topology.forest_and_length(x, edge_index)
+    assert forest.parent.equal(TreeTopology("euclidean")(embedded, edge_index).parent)
+    assert_close(edge_length, (embedded - embedded[forest.parent]).norm(dim=1))
+    assert topology(x, edge_index).parent.equal(forest.parent)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same, edge_length_under_autocast = topology.forest_and_length(x, edge_index)
+    assert same.parent.equal(forest.parent) and edge_length_under_autocast.equal(edge_length)
+
+
+@pytest.mark.parametrize("metric", ["learned", "euclidean", "manhattan", "cosine", chebyshev])
+def test_gradients_of_lengths(metric):
+    topology = TreeTopology(metric, channels=4, embedding_dim=2).double()
+    x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    edge_index = random_graph(9, 20)
+
+    # The parameters are the module's own, which gradcheck changes in place.
+    def edge_length_of(x, *parameters):
+        return topology.forest_and_length(x, edge_index)[1]
+
+    assert torch.autograd.gradcheck(edge_length_of, (x, *topology.parameters()))
+
+
+def test_gradients_of_given_weights():
+    topology, x, edge_index = TreeTopology(), torch.randn(9, 4), random_graph(9, 20)
+    edge_weight = torch.rand(20, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda weight: topology.forest_and_length(x, edge_index, weight)[1], (edge_weight,)
+    )
+
+
+def test_given_weights_are_lengths():
+    edge_index = torch.tensor([[0, 2, 1, 0, 1], [1, 1, 0, 2, 2]])
+    edge_weight = torch.tensor([5, 2, 3, 4, 9])
+    forest, edge_length = TreeTopology().forest_and_length(
+        torch.ones(3, 1), edge_index, edge_weight
+    )
+    assert forest.parent.tolist() == [0, 0, 1]
+    assert edge_length.tolist() == [0.0, 3.0, 2.0] and edge_length.is_floating_point()
 
 
 def test_edge_weight_replaces_the_metric():

@@ -45,7 +45,8 @@ class GrootV(nn.Module):
         drop_path_rate (float, optional): How often the last block is skipped in training; earlier
             ones linearly less. (default: :obj:`0.0`)
         metric (str or Callable, optional): The dissimilarity the trees are grown over, see
-            :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"cosine"`)
+            :class:`~groot_graph.nn.TreeTopology`. (default: :obj:`"learned"` with `edge_steps`,
+            :obj:`"cosine"`, as published, without)
         tree (str, optional): The spanning tree to grow, :obj:`"min"`, :obj:`"max"` or
             :obj:`"random"`. (default: :obj:`"min"`)
         root (str, optional): The root of every tree, :obj:`"first"` (the upper left corner) or
@@ -55,6 +56,10 @@ class GrootV(nn.Module):
         initializer_range (float, optional): The deviation of the initial weights of the
             projections, before they are cut off. Narrow networks learn sooner with a larger one
             than the published. (default: :obj:`0.02`)
+        edge_steps (bool, optional): If set to :obj:`True`, time passes along an edge in proportion
+            to its length, and the trees are learned by it, see
+            :class:`~groot_graph.nn.GridTreeSSM`. The published networks have none. (default:
+            :obj:`False`)
 
     Shapes:
         - **input:** images :math:`(B, C, H, W)`, of any size from 32 x 32
@@ -83,11 +88,12 @@ class GrootV(nn.Module):
         mlp_ratio: float = 4.0,
         head_scale: float = 1.5,
         drop_path_rate: float = 0.0,
-        metric="cosine",
+        metric=None,
         tree: str = "min",
         root: str = "first",
         direction: str = "both",
         initializer_range: float = 0.02,
+        edge_steps: bool = False,
     ):
         _check_channels(channels)
         check_positive_int("in_channels", in_channels)
@@ -112,7 +118,7 @@ class GrootV(nn.Module):
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         make_block = partial(
             GrootVBlock, mlp_ratio=mlp_ratio, metric=metric, tree=tree, root=root,
-            direction=direction,
+            direction=direction, edge_steps=edge_steps,
         )  # fmt: skip
         last = len(depths) - 1
         self.stages = nn.ModuleList(

@@ -50,13 +50,15 @@ class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate (float, optional): See :class:`~groot_graph.models.GrootV`.
             (default: :obj:`0.0`)
         metric (str, optional): See :class:`~groot_graph.models.GrootV`.
-            (default: :obj:`"cosine"`)
+            (default: :obj:`None`)
         tree (str, optional): See :class:`~groot_graph.models.GrootV`. (default: :obj:`"min"`)
         root (str, optional): See :class:`~groot_graph.models.GrootV`. (default: :obj:`"first"`)
         direction (str, optional): See :class:`~groot_graph.models.GrootV`.
             (default: :obj:`"both"`)
         initializer_range (float, optional): See :class:`~groot_graph.models.GrootV`.
             (default: :obj:`0.02`)
+        edge_steps (bool, optional): See :class:`~groot_graph.models.GrootV`.
+            (default: :obj:`False`)
         out_features (list of str, optional): The maps that :class:`GrootVBackbone` returns, of
             :obj:`"stem"`, :obj:`"stage1"`, :obj:`"stage2"`, :obj:`"stage3"` and :obj:`"stage4"`.
             (default: :obj:`["stage4"]`)
@@ -80,11 +82,12 @@ class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):
     mlp_ratio: float = 4.0
     head_scale: float = 1.5
     drop_path_rate: float = 0.0
-    metric: str = "cosine"
+    metric: str | None = None
     tree: str = "min"
     root: str = "first"
     direction: str = "both"
     initializer_range: float = 0.02
+    edge_steps: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -359,6 +362,7 @@ def _make_grootv(config: GrootVConfig, num_classes: int) -> GrootV:
         root=config.root,
         direction=config.direction,
         initializer_range=config.initializer_range,
+        edge_steps=config.edge_steps,
     )
 
 
@@ -385,6 +389,7 @@ def _config_of(model: GrootV, **kwargs) -> GrootVConfig:
         "root": topology.root,
         "direction": block.mixer.ssm.direction,
         "initializer_range": model.initializer_range,
+        "edge_steps": block.mixer.ssm.edge_steps,
     }
     return GrootVConfig(**{"num_labels": model.num_classes, **sizes, **kwargs})
 
