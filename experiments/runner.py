@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,15 @@ from benchmarks.harness.report import machine_lines
 from benchmarks.harness.units import positive, positive_float
 from experiments.store import complete
 
-NAMES = ("vision", "text", "long_range", "long_range_routes", "real_graphs")
+NAMES = (
+    "vision",
+    "text",
+    "long_range",
+    "long_range_routes",
+    "real_graphs",
+    "regions",
+    "regions_peers",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Experiment:
         learning_rates (tuple): From which each cell gets the one that is best on the validation
             set of the first seed. Without any, a cell is run as it is.
         parameters_within (float): By which share the networks' parameters may differ.
+        data (str): What the folder holds that `--data` names, which :obj:`run` then gets as `data`;
+            nothing where none is needed.
     """
 
     name: str
@@ -49,12 +60,15 @@ class Experiment:
     seeds: int = 5
     learning_rates: tuple[float, ...] = ()
     parameters_within: float = 0.02
+    data: str = ""
 
 
 def main(experiment: Experiment, argv: list[str]) -> list[dict]:
     args = parse(experiment, argv)
     torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
     machine = describe("cpu")
+    if experiment.data:
+        experiment = replace(experiment, run=partial(experiment.run, data=args.data))
     runs = complete_cells(experiment, args.json, machine, args.cells, args.seeds)
     check_parameters(runs, experiment.parameters_within)
     if experiment.plot:
@@ -84,6 +98,8 @@ def parse(experiment: Experiment, argv: list[str]) -> argparse.Namespace:
         add(name, "of every run (that of the cell)", type=kind, metavar="N")
     if experiment.seeds:
         add("seeds", f"runs per cell ({experiment.seeds})", type=positive, metavar="N")
+    if experiment.data:
+        add("data", experiment.data, type=Path, metavar="FOLDER", required=True)
     file, written = Path("outputs") / experiment.name, {"type": Path, "metavar": "FILE"}
     about_runs = "write every run here as it ends, and go on where the file ends"
     add("json", about_runs, default=file.with_suffix(".json"), **written)

@@ -19,6 +19,10 @@ clip = 1.0  # of the gradient's norm
 steps_per_check = 50  # between two looks at the validation set
 checks_to_stop = 2  # in a row without a wrong answer
 margin = 0.1  # over chance, which has to be seen within a third of the steps
+checks_to_fall = 3  # in a row without a better score, before the learning rate falls
+fall = 1 / 3
+falls_to_stop = 3
+weight_decay = 0.01
 warmup = 0.1  # share of all steps, where the learning rate rises first
 
 
@@ -98,6 +102,47 @@ def fit_to_the_end(
         losses.append(update(network, optimizer, partial(loss_of, *batch)).item())
         schedule.step()
     return losses
+
+
+def fit_until_it_stops(
+    network: nn.Module,
+    batches: Iterable,
+    loss_of: Callable[..., Tensor],
+    score: Callable[[], float],
+    learning_rate: float,
+    steps_per_check: int,
+    most_steps: int,
+    title: str,
+) -> dict:
+    """Trains until the score on the validation set stops rising, and leaves the network with the
+    weights of the best.
+
+    The learning rate rises for one check, and falls to a third whenever the score has not risen
+    for three checks in a row; where that happens for the third time, training ends.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps_per_check)
+    best, stale, falls = {"validation": -1.0, "steps_taken": 0}, 0, 0
+    progress = tqdm(islice(batches, most_steps), title, most_steps, leave=False)
+    for step, batch in enumerate(progress, 1):
+        update(network, optimizer, partial(loss_of, batch))
+        if step <= steps_per_check:
+            rise.step()
+        if step % steps_per_check:
+            continue
+        found, stale = score(), stale + 1
+        progress.set_postfix(validation=f"{found:.4f}", best=f"{best['validation']:.4f}")
+        if found > best["validation"]:
+            best, stale = {"validation": found, "steps_taken": step}, 0
+            weights = copy.deepcopy(network.state_dict())
+        if stale == checks_to_fall:
+            stale, falls = 0, falls + 1
+            for group in optimizer.param_groups:
+                group["lr"] *= fall
+        if falls == falls_to_stop:
+            break
+    network.load_state_dict(weights)
+    return {**best, "steps_in_all": step}
 
 
 # Graphs. ------------------------------------------------------------------------------------------

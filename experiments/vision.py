@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from experiments.mixers import CrossSSM, LocalSSM, RasterSSM
 from experiments.runner import Experiment
 from experiments.tables import against, draw_scores, figure, markdown, percents, sizes, spread
 from experiments.training import fit_to_the_end, num_parameters
-from groot_graph import Forest, root_forest
-from groot_graph.graphs import raster_edge_index, repeat_graph
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn import GridTreeSSM
 from groot_graph.nn.grid_tree_ssm import convolve
@@ -36,39 +35,6 @@ learning_rate = 4e-3
 weight_decay = 0.05
 label_smoothing = 0.1
 held_out = 1 / 3  # drawn per class, the same images for every variant and seed
-
-
-class RasterSSM(GridTreeSSM):
-    """Passes the states along the rows, read as one chain."""
-
-    def propagate(self, u: Tensor) -> Tensor:
-        return self.ssm(u.flatten(0, 2), raster_chains(u)).view(u.shape)
-
-
-class CrossSSM(GridTreeSSM):
-    """Passes the states along the rows and along the columns, each both ways: four scans."""
-
-    def propagate(self, u: Tensor) -> Tensor:
-        rows, columns = (raster_chains(u, by_column) for by_column in (False, True))
-        nodes = u.flatten(0, 2)
-        return ((self.ssm(nodes, rows) + self.ssm(nodes, columns)) / 2).view(u.shape)
-
-
-class LocalSSM(GridTreeSSM):
-    """Passes nothing: every node hears itself alone."""
-
-    def propagate(self, u: Tensor) -> Tensor:
-        node = torch.arange(u.shape[:3].numel(), device=u.device)
-        return self.ssm(u.flatten(0, 2), Forest(node, node)).view(u.shape)
-
-
-def raster_chains(u: Tensor, by_column: bool = False) -> Forest:
-    """Of every image of a batch one, rooted at its last pixel."""
-    batch, height, width, _ = u.shape
-    edges = raster_edge_index(height, width, by_column, u.device)
-    return root_forest(
-        repeat_graph(edges, height * width, batch), None, u.shape[:3].numel(), "last"
-    )
 
 
 # Name, what stands in for the tree, arguments of GridTreeSSM. The first is the paper's choice.

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from experiments import vision
+from experiments.mixers import raster_chains
 from experiments.runner import main
 from experiments.vision import (
     EXPERIMENT,
     TREE,
     VARIANTS,
     Network,
-    raster_chains,
     run,
     table,
 )

@@ -1,0 +1,79 @@
+"""The ways that states can go over a grid, each in the place of a GridTreeSSM."""
+
+import torch
+from torch import Tensor
+
+from groot_graph import Forest, root_forest, tree_scan
+from groot_graph.graphs import grid_edge_index, raster_edge_index, repeat_graph
+from groot_graph.nn import GridTreeSSM
+from groot_graph.nn.tree_topology import euclidean
+
+
+class RasterSSM(GridTreeSSM):
+    """Passes the states along the rows, read as one chain."""
+
+    def propagate(self, u: Tensor) -> Tensor:
+        return pass_along(self, u, raster_chains(u))
+
+
+class CrossSSM(GridTreeSSM):
+    """Passes the states along the rows and along the columns, each both ways: four scans."""
+
+    def propagate(self, u: Tensor) -> Tensor:
+        rows, columns = (raster_chains(u, by_column) for by_column in (False, True))
+        return (pass_along(self, u, rows) + pass_along(self, u, columns)) / 2
+
+
+class LocalSSM(GridTreeSSM):
+    """Passes nothing: every node hears itself alone."""
+
+    def propagate(self, u: Tensor) -> Tensor:
+        node = torch.arange(u.shape[:3].numel(), device=u.device)
+        return pass_along(self, u, Forest(node, node))
+
+
+class GuidedSSM(GridTreeSSM):
+    """Grows its trees over features that the network sets beforehand, such as the colors."""
+
+    guide: Tensor
+
+    def propagate(self, u: Tensor) -> Tensor:
+        batch_size, height, width, _ = u.shape
+        edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
+        edge_weight = self._edge_weight(self.guide, euclidean)
+        nodes = u.flatten(0, 2)
+        forest, edge_length = self.topology.grow_and_measure(nodes, edge_index, edge_weight)
+        return self.ssm(nodes, forest, edge_length).view(u.shape)
+
+
+class TreeFilter(GridTreeSSM):
+    """The learnable tree filter (arXiv 1909.12513): the mean over the tree, weighed by how near a
+    node is along it; edges alone, no selective state.
+    """
+
+    def __init__(self, channels: int, **kwargs):
+        super().__init__(channels, edge_steps=True, **kwargs)
+        del self.ssm
+
+    def propagate(self, u: Tensor) -> Tensor:
+        forest, edge_length = self._grow_and_measure(u)
+        similarity = torch.exp(-(edge_length**2)).unsqueeze(1)
+        nodes = u.flatten(0, 2)
+        total = tree_scan(nodes, similarity.expand_as(nodes), forest)
+        weight = tree_scan(torch.ones_like(similarity), similarity, forest)
+        return (total / weight).view(u.shape)
+
+
+def pass_along(mixer: GridTreeSSM, u: Tensor, forest: Forest) -> Tensor:
+    nodes = u.flatten(0, 2)
+    edge_length = mixer.topology.measure(nodes, forest) if mixer.ssm.edge_steps else None
+    return mixer.ssm(nodes, forest, edge_length).view(u.shape)
+
+
+def raster_chains(u: Tensor, by_column: bool = False) -> Forest:
+    """Of every image of a batch one, rooted at its last pixel."""
+    batch, height, width, _ = u.shape
+    edges = raster_edge_index(height, width, by_column, u.device)
+    return root_forest(
+        repeat_graph(edges, height * width, batch), None, u.shape[:3].numel(), "last"
+    )
