@@ -85,6 +85,14 @@ def test_scan_of_a_layer_is_what_it_scans(layer, channels):
         torch.testing.assert_close(transition, expected.detach())
 
 
+def test_scan_of_a_layer_with_edge_steps():
+    conv, x = TreeSSMConv(3, 4, edge_steps=True), torch.randn(4, 3)
+    forest, transition = scan_of_layer(conv, x, EDGE_INDEX)
+    u = torch.nn.functional.silu(conv._mix(conv.in_proj(x), EDGE_INDEX))
+    edge_length = conv.topology.measure(u, forest)
+    torch.testing.assert_close(transition, conv.ssm.transition(u, edge_length).flatten(1).detach())
+
+
 def test_scan_of_a_layer_leaves_no_hook_behind():
     model = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=2)
     with pytest.raises(ValueError, match="images"):

@@ -248,6 +248,7 @@ def _sizes(weights: dict[str, Tensor], path: str | PathLike) -> dict:
         "in_channels": in_channels,
         "mlp_ratio": hidden_channels / last_channels,
         "head_scale": num_features / last_channels,
+        "edge_steps": "stages.0.blocks.0.mixer.ssm.sigma" in weights,
     }
 
 

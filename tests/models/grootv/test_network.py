@@ -211,12 +211,29 @@ def test_double_precision(images):
     assert logits.dtype == torch.float64
 
 
-@pytest.mark.parametrize("option", [{"metric": "manhattan"}, {"tree": "max"}, {"direction": "up"}])
+@pytest.mark.parametrize(
+    "option",
+    [{"metric": "manhattan"}, {"tree": "max"}, {"direction": "up"}, {"edge_steps": True}],
+    ids=str,
+)
 def test_options_of_the_tree_change_the_output(images, option):
     torch.manual_seed(0)
     logits = small().eval()(images)
     torch.manual_seed(0)
     assert not torch.allclose(small(**option).eval()(images), logits)
+
+
+def test_trees_learn_with_edge_steps(images):
+    model = small(edge_steps=True)
+    model(images).square().sum().backward()
+    for stage in model.stages:
+        for block in stage.blocks:
+            assert block.mixer.topology.metric == "learned"
+            assert block.mixer.topology.embedding.weight.grad.abs().sum() > 0
+            assert block.mixer.ssm.sigma.grad.abs().sum() > 0
+    # As PyTorch draws, not as the network's other projections.
+    assert model.stages[0].blocks[0].mixer.topology.embedding.weight.abs().max() > 0.1
+    assert len(model.no_weight_decay()) == 3 * 5
 
 
 @pytest.mark.full

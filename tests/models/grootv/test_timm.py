@@ -99,6 +99,7 @@ def test_arguments_of_timm_reach_the_network():
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     assert model.head_drop.p == 0.3
     assert create(metric="euclidean").stages[0].blocks[0].mixer.topology.metric == "euclidean"
+    assert create(edge_steps=True).stages[0].blocks[0].mixer.ssm.edge_steps
 
 
 def test_dropout_works_in_training_alone():

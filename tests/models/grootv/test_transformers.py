@@ -88,7 +88,7 @@ def test_configuration_is_that_of_the_tiny_network_by_default():
 def test_configuration_survives_saving(tmp_path):
     config = small_config(
         num_channels=1, mlp_ratio=2.5, head_scale=0.5, drop_path_rate=0.2, metric="euclidean",
-        tree="max", root="last", direction="up", initializer_range=0.1,
+        tree="max", root="last", direction="up", initializer_range=0.1, edge_steps=True,
         out_features=["stem", "stage3"],
         num_labels=2, id2label={0: "cat", 1: "dog"},
     )  # fmt: skip
@@ -105,7 +105,7 @@ def test_configuration_survives_saving(tmp_path):
 def test_configuration_reaches_the_network():
     config = small_config(
         num_channels=1, mlp_ratio=2, head_scale=0.5, drop_path_rate=0.25, metric="manhattan",
-        tree="max", root="last", direction="down", initializer_range=0.1,
+        tree="max", root="last", direction="down", initializer_range=0.1, edge_steps=True,
     )  # fmt: skip
     grootv = GrootVForImageClassification(config).grootv
     block = grootv.stages[-1].blocks[-1]
@@ -114,7 +114,7 @@ def test_configuration_reaches_the_network():
     assert (block.mlp.fc1.out_features, block.drop_path_rate) == (128, 0.25)
     topology = block.mixer.topology
     assert (topology.metric, topology.tree, topology.root) == ("manhattan", "max", "last")
-    assert block.mixer.ssm.direction == "down"
+    assert block.mixer.ssm.direction == "down" and block.mixer.ssm.edge_steps
     assert grootv.initializer_range == 0.1
     assert 0.04 < block.mlp.fc1.weight.abs().max() <= 0.2
 
@@ -373,6 +373,16 @@ def test_wrapping_a_network_keeps_it(tmp_path, images):
     topology = read.grootv.stages[0].blocks[0].mixer.topology
     assert (topology.metric, topology.tree, topology.root) == ("euclidean", "max", "last")
     assert read.grootv.stages[0].blocks[0].mixer.ssm.direction == "up"
+
+
+def test_edge_steps_survive_saving(tmp_path, images):
+    torch.manual_seed(0)
+    grootv = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=4, edge_steps=True).eval()
+    GrootVForImageClassification.from_grootv(grootv).save_pretrained(tmp_path)
+    read = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert read.config.edge_steps and read(images).logits.equal(grootv(images))
+    torch.save(grootv.state_dict(), tmp_path / "weights.pth")
+    assert load_grootv(tmp_path / "weights.pth").eval()(images).equal(grootv(images))
 
 
 def test_weights_from_a_file_can_be_wrapped(tmp_path, images):
