@@ -43,7 +43,7 @@ batch_size = 8
 learning_rates = (2e-3, 4e-3, 8e-3)
 clicks = (1, 3, 5)
 steps_per_check = 100
-most_steps = 4000
+most_steps = 3000
 tests_per_photograph = 3
 
 TREE = "published tree"

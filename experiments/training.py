@@ -21,7 +21,7 @@ checks_to_stop = 2  # in a row without a wrong answer
 margin = 0.1  # over chance, which has to be seen within a third of the steps
 checks_to_fall = 3  # in a row without a better score, before the learning rate falls
 fall = 1 / 3
-falls_to_stop = 3
+falls_to_stop = 2
 weight_decay = 0.01
 warmup = 0.1  # share of all steps, where the learning rate rises first
 
@@ -118,7 +118,7 @@ def fit_until_it_stops(
     weights of the best.
 
     The learning rate rises for one check, and falls to a third whenever the score has not risen
-    for three checks in a row; where that happens for the third time, training ends.
+    for three checks in a row; where that happens for the second time, training ends.
     """
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     rise = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps_per_check)

@@ -24,8 +24,8 @@ from groot_graph.forest import Forest
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
 from groot_graph.ops.tree_scan.api import trusted_tree_scan
 
-# The scale of lengths begins as one.
-INITIAL_SIGMA = math.log(math.expm1(1.0))
+# Lengths begin to count for little, so that states go as far as without them.
+INITIAL_SCALE = 0.05
 
 # u, delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -143,7 +143,8 @@ class TreeSSM(torch.nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module, :math:`\mathbf{\Delta}` as in Mamba:
-        log-uniform between `dt_min` and `dt_max`. :math:`\mathbf{A}` is :math:`-1` for every state:
+        log-uniform between `dt_min` and `dt_max`. :math:`\mathrm{softplus}(\boldsymbol{\sigma})` is
+        0.05 for every channel. :math:`\mathbf{A}` is :math:`-1` for every state:
         with Mamba's :math:`-1, -2, \ldots` the later states forget within a few edges.
         """
         self.x_proj.reset_parameters()
@@ -156,7 +157,7 @@ class TreeSSM(torch.nn.Module):
         if self.state_norm is not None:
             self.state_norm.reset_parameters()
         if self.edge_steps:
-            self.sigma.fill_(INITIAL_SIGMA)
+            self.sigma.fill_(math.log(math.expm1(INITIAL_SCALE)))
 
     def forward(self, u: Tensor, forest: Forest, edge_length: Tensor | None = None) -> Tensor:
         r"""Passes the states along the forest.
