@@ -1,5 +1,7 @@
 """The ways that states can go over a grid, each in the place of a GridTreeSSM."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,12 +40,7 @@ class GuidedSSM(GridTreeSSM):
     guide: Tensor
 
     def propagate(self, u: Tensor) -> Tensor:
-        batch_size, height, width, _ = u.shape
-        edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
-        edge_weight = self._edge_weight(self.guide, euclidean)
-        nodes = u.flatten(0, 2)
-        forest, edge_length = self.topology.grow_and_measure(nodes, edge_index, edge_weight)
-        return self.ssm(nodes, forest, edge_length).view(u.shape)
+        return self.ssm(u.flatten(0, 2), *grow(self, u, self.guide, euclidean)).view(u.shape)
 
 
 class TreeFilter(GridTreeSSM):
@@ -56,12 +53,22 @@ class TreeFilter(GridTreeSSM):
         del self.ssm
 
     def propagate(self, u: Tensor) -> Tensor:
-        forest, edge_length = self._grow_and_measure(u)
+        forest, edge_length = grow(self, u, *self.topology.with_metric(u))
         similarity = torch.exp(-(edge_length**2)).unsqueeze(1)
         nodes = u.flatten(0, 2)
         total = tree_scan(nodes, similarity.expand_as(nodes), forest)
         weight = tree_scan(torch.ones_like(similarity), similarity, forest)
         return (total / weight).view(u.shape)
+
+
+def grow(
+    mixer: GridTreeSSM, u: Tensor, compared: Tensor, metric: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Forest, Tensor]:
+    """The trees over features that a metric compares, and the lengths of their edges."""
+    batch_size, height, width, _ = u.shape
+    edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
+    edge_weight = mixer._edge_weight(compared, metric)
+    return mixer.topology.grow_and_measure(u.flatten(0, 2), edge_index, edge_weight)
 
 
 def pass_along(mixer: GridTreeSSM, u: Tensor, forest: Forest) -> Tensor:

@@ -21,6 +21,7 @@ NAMES = (
     "real_graphs",
     "regions",
     "regions_peers",
+    "heterophilous",
 )
 
 
@@ -68,7 +69,7 @@ def main(experiment: Experiment, argv: list[str]) -> list[dict]:
     torch.set_num_threads(1)  # Gains little from more at this size; the same bits everywhere.
     machine = describe("cpu")
     if experiment.data:
-        experiment = replace(experiment, run=partial(experiment.run, data=args.data))
+        experiment = replace(experiment, run=with_data(experiment, args.data))
     runs = complete_cells(experiment, args.json, machine, args.cells, args.seeds)
     check_parameters(runs, experiment.parameters_within)
     if experiment.plot:
@@ -76,6 +77,15 @@ def main(experiment: Experiment, argv: list[str]) -> list[dict]:
         experiment.plot(runs, args.plot)
     print("\n".join([*machine_lines(machine), experiment.table(runs)]))
     return runs
+
+
+def with_data(experiment: Experiment, folder: Path | None) -> Callable[..., dict]:
+    """Its `run` for the data of a folder, without which a file of results can only be shown."""
+
+    def refuse(**_) -> dict:
+        raise SystemExit(f"--data FOLDER is needed, as runs are missing: {experiment.data}")
+
+    return refuse if folder is None else partial(experiment.run, data=folder)
 
 
 def parse(experiment: Experiment, argv: list[str]) -> argparse.Namespace:
@@ -99,7 +109,7 @@ def parse(experiment: Experiment, argv: list[str]) -> argparse.Namespace:
     if experiment.seeds:
         add("seeds", f"runs per cell ({experiment.seeds})", type=positive, metavar="N")
     if experiment.data:
-        add("data", experiment.data, type=Path, metavar="FOLDER", required=True)
+        add("data", experiment.data, type=Path, metavar="FOLDER")
     file, written = Path("outputs") / experiment.name, {"type": Path, "metavar": "FILE"}
     about_runs = "write every run here as it ends, and go on where the file ends"
     add("json", about_runs, default=file.with_suffix(".json"), **written)

@@ -1,5 +1,6 @@
 r"""Checks of arguments. Each names the argument, what was found and what was wanted."""
 
+import math
 from typing import Any
 
 import torch
@@ -122,13 +123,15 @@ def check_edge_length(edge_length, u: Tensor, u_name: str) -> None:
 
 
 def check_lengths(name: str, lengths: Tensor) -> None:
-    r"""Reads the values: no length is negative or NaN."""
-    if not values_are_checked(lengths) or bool((lengths >= 0).all()):
+    r"""Reads the values: a length is neither negative nor infinite nor NaN."""
+    if not values_are_checked(lengths) or lengths.numel() == 0:
         return
-    lowest = float(lengths.min())
-    if lowest < 0:
-        raise ValueError(f"'{name}' must hold lengths, which are not negative, got {lowest:g}")
-    raise NotANumberError(f"'{name}' must hold lengths, got NaN")
+    lowest, highest = map(float, lengths.detach().aminmax())
+    if math.isnan(lowest):
+        raise NotANumberError(f"'{name}' must hold lengths, got NaN")
+    for length in (lowest, highest):
+        if not 0 <= length < math.inf:
+            raise ValueError(f"'{name}' must hold finite lengths from zero on, got {length:g}")
 
 
 def check_num_nodes(num_nodes) -> None:

@@ -30,7 +30,7 @@ from groot_graph.analysis import affinity_map, raster_forest, scan_of_layer
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
 from groot_graph.models import GrootV, convert_grootv_checkpoint, load_grootv
 from groot_graph.nn import GridTreeSSM, TreeSSM, TreeSSMConv, TreeTopology
-from groot_graph.nn.tree_topology import METRICS
+from groot_graph.nn.tree_topology import METRICS, PLAIN_METRICS
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from groot_graph.ops.root_forest.reference import root_forest_reference
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
@@ -305,10 +305,12 @@ def test_selective_tree_scan(data, dtype, channels, state_size, direction, seed)
 
 def draw_settings(data) -> dict:
     """Of a TreeSSMConv."""
+    edge_steps = data.draw(st.booleans())
     return {
+        "edge_steps": edge_steps,
         "state_size": data.draw(st.integers(1, 3)),
         "expand": data.draw(st.sampled_from([1, 1.4, 2])),
-        "metric": data.draw(st.sampled_from(list(METRICS))),
+        "metric": data.draw(st.sampled_from([*METRICS] if edge_steps else PLAIN_METRICS)),
         "tree": data.draw(st.sampled_from(["min", "max", "random"])),
         "root": data.draw(st.sampled_from(["first", "last"])),
         "direction": data.draw(directions),
@@ -332,6 +334,8 @@ def test_tree_ssm_conv(data, seed, is_double):
     torch.manual_seed(seed)
     settings = draw_settings(data)
     layer = TreeSSMConv(4, 3, **settings).to(dtype)
+    if weight is not None and settings["edge_steps"]:
+        weight = weight.detach().abs().clamp(max=9)  # lengths
     with unchanged(x, edge_index, *([] if weight is None else [weight])):
         torch.manual_seed(seed)
         forest, transition = scan_of_layer(layer, x, edge_index, weight)
@@ -343,12 +347,23 @@ def test_tree_ssm_conv(data, seed, is_double):
     assert found.shape == (num_nodes, 3) and found.dtype == dtype
     assert found.isfinite().all()
     assert transition.shape == (num_nodes, layer.inner_channels * settings["state_size"])
-    same = layer(x.detach().contiguous(), edge_index.contiguous(), forest=forest)
+    length = {}
+    if weight is not None and settings["edge_steps"]:
+        torch.manual_seed(seed)
+        features = torch.zeros(num_nodes, layer.inner_channels)
+        grown, length["edge_length"] = layer.topology.forest_and_length(
+            features, edge_index, weight
+        )
+        assert grown.parent.equal(forest.parent)
+    same = layer(x.detach().contiguous(), edge_index.contiguous(), forest=forest, **length)
     assert_near("layer", found, same, NEAR[dtype])
 
     found.sum().backward()
     assert (x.grad is not None) == x.requires_grad
-    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    # Given lengths need no embedding.
+    unused = [layer.topology.embedding.weight] if length and settings["metric"] == "learned" else []
+    for parameter in layer.parameters():
+        assert any(parameter is other for other in unused) or parameter.grad.isfinite().all()
 
 
 @fuzzes("TreeTopology")
@@ -359,7 +374,7 @@ def test_tree_topology(data, seed, is_double):
     generator = torch.Generator().manual_seed(seed)
     x = draw_tensor(data, (num_nodes, 4), torch.float64 if is_double else torch.float32, generator)
     settings = {name: draw_settings(data)[name] for name in ("metric", "tree", "root")}
-    topology = TreeTopology(**settings)
+    topology = TreeTopology(**settings, channels=4).to(x.dtype)
     with unchanged(x, edge_index):
         torch.manual_seed(seed)
         found = topology(x, edge_index)
@@ -369,7 +384,7 @@ def test_tree_topology(data, seed, is_double):
     assert again.order.equal(found.order) and again.parent.equal(found.parent)
     if settings["tree"] != "random":
         x, metric = topology.with_metric(x.detach().contiguous())
-        check_is_best(found, edge_index, metric(*x[edge_index]), settings)
+        check_is_best(found, edge_index, metric(*x[edge_index]).detach(), settings)
 
 
 def check_is_best(found, edge_index, weight, settings):
@@ -418,7 +433,7 @@ def test_transforms(data, seed):
         (PointsToGraph(**near), points),
         (TextToGraph(data.draw(st.integers(1, 4))), features),
     ]
-    to_forest = ToSpanningForest(data.draw(st.sampled_from(list(METRICS))))
+    to_forest = ToSpanningForest(data.draw(st.sampled_from(PLAIN_METRICS)))
     for transform, tensor in made:
         with unchanged(tensor):
             graph = transform(tensor)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import Conv2d, LayerNorm, Linear
 
 from groot_graph.checks import check_floating, check_positive_int, check_shape
-from groot_graph.forest import Forest
 from groot_graph.graphs import grid_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import TreeTopology, check_measured, metric_of_layer
@@ -121,22 +120,18 @@ class GridTreeSSM(torch.nn.Module):
 
     def propagate(self, u: Tensor) -> Tensor:
         r"""Grows a tree over every grid of inner features and passes the states along it."""
-        if not self.ssm.edge_steps:
-            forest = self._grow(u)
-            return self.ssm(u.flatten(0, 2), forest).view(u.shape)
-        forest, edge_length = self._grow_and_measure(u)
-        return self.ssm(u.flatten(0, 2), forest, edge_length).view(u.shape)
-
-    @torch.no_grad()
-    def _grow(self, u: Tensor) -> Forest:
-        is_random = self.topology.tree == "random"
-        edge_weight = None if is_random else self._edge_weight(*self.topology.with_metric(u))
-        return self.topology.grow(u.flatten(0, 2), _edges(u), edge_weight)
-
-    def _grow_and_measure(self, u: Tensor) -> tuple[Forest, Tensor]:
-        compared, metric = self.topology.with_metric(u)
-        edge_weight = self._edge_weight(compared, metric)
-        return self.topology.grow_and_measure(u.flatten(0, 2), _edges(u), edge_weight)
+        batch_size, height, width, _ = u.shape
+        edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
+        nodes, edge_weight = u.flatten(0, 2), None
+        if self.ssm.edge_steps:
+            edge_weight = self._edge_weight(*self.topology.with_metric(u))
+            grown = self.topology.grow_and_measure(nodes, edge_index, edge_weight)
+            return self.ssm(nodes, *grown).view(u.shape)
+        if self.topology.tree != "random":
+            with torch.no_grad():
+                edge_weight = self._edge_weight(*self.topology.with_metric(u))
+        forest, _ = self.topology.grow_over(nodes, edge_index, edge_weight)
+        return self.ssm(nodes, forest).view(u.shape)
 
     def _edge_weight(self, u: Tensor, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         # Slices of the grid, because gathering both ends of every edge would copy them.
@@ -147,11 +142,6 @@ class GridTreeSSM(torch.nn.Module):
             check_measured(vertical, u[:, 1:].shape[:-1], meaning)
             check_measured(horizontal, u[:, :, 1:].shape[:-1], meaning)
         return torch.cat([vertical.flatten(1), horizontal.flatten(1)], dim=1).flatten()
-
-
-def _edges(u: Tensor) -> Tensor:
-    batch_size, height, width, _ = u.shape
-    return grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
 
 
 def convolve(conv: Conv2d, x: Tensor) -> Tensor:

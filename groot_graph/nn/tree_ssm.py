@@ -27,8 +27,8 @@ from groot_graph.ops.tree_scan.api import trusted_tree_scan
 # Lengths begin to count for little, so that states go as far as without them.
 INITIAL_SCALE = 0.05
 
-# u, delta, A, B, C, D
-Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# u, delta, transition_delta, A, B, C, D
+Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class TreeSSM(torch.nn.Module):
@@ -182,13 +182,12 @@ class TreeSSM(torch.nn.Module):
         check_floating("u", u)
         check_shape("u", u, (None, self.channels), "[num_nodes, channels]")
         check_forest(forest, u.size(0), u.device, "u")
-        self._check_edge_length(edge_length, u)
-        u_, delta, A, B, C, D = self._operands(u)
-        operands = u_, delta, self._transition_delta(delta, edge_length), A, B, C, D, forest
-        norm = self.state_norm
+        if self.edge_steps or edge_length is not None:
+            self._check_edge_length(edge_length, u)
+        operands, norm = self._operands(u, edge_length), self.state_norm
         if norm is None:
-            return self._scan(*operands).to(u.dtype)
-        return self._normalized_scan(*operands, norm).to(u.dtype)
+            return self._scan(*operands, forest).to(u.dtype)
+        return self._normalized_scan(*operands, forest, norm).to(u.dtype)
 
     def transition(self, u: Tensor, edge_length: Tensor | None = None) -> Tensor:
         r"""The transition of the edge from every node to its parent: how much of a state passes.
@@ -205,9 +204,9 @@ class TreeSSM(torch.nn.Module):
             ValueError: If a shape does not fit, or `edge_length` does not go with the layer.
         """
         check_features("u", u, self.channels)
-        self._check_edge_length(edge_length, u)
-        _, delta, A, *_ = self._operands(u)
-        transition_delta = self._transition_delta(delta, edge_length)
+        if self.edge_steps or edge_length is not None:
+            self._check_edge_length(edge_length, u)
+        _, _, transition_delta, A, *_ = self._operands(u, edge_length)
         return (transition_delta.unsqueeze(2) * A).exp()
 
     def no_weight_decay(self) -> set[str]:
@@ -227,19 +226,17 @@ class TreeSSM(torch.nn.Module):
         """
         return forest, self.transition(u, edge_length).flatten(1)
 
-    def _transition_delta(self, delta: Tensor, edge_length: Tensor | None) -> Tensor:
-        if edge_length is None:
-            return delta
-        scale = F.softplus(self.sigma.to(delta.dtype))
-        return torch.addcmul(delta, edge_length.to(delta.dtype).unsqueeze(1), scale)
-
-    def _operands(self, u: Tensor) -> Operands:
+    def _operands(self, u: Tensor, edge_length: Tensor | None) -> Operands:
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
         delta = self.dt_proj(delta)
         dtype = torch.promote_types(u.dtype, torch.float32)
+        delta = transition_delta = F.softplus(delta.to(dtype))
+        if edge_length is not None:
+            scale = F.softplus(self.sigma.to(dtype))
+            transition_delta = torch.addcmul(delta, edge_length.to(dtype).unsqueeze(1), scale)
         A, D = -self.A_log.to(dtype).exp(), self.D.to(dtype)
-        return u.to(dtype), F.softplus(delta.to(dtype)), A, B.to(dtype), C.to(dtype), D
+        return u.to(dtype), delta, transition_delta, A, B.to(dtype), C.to(dtype), D
 
     def _scan(
         self,
@@ -281,13 +278,12 @@ class TreeSSM(torch.nn.Module):
         return norm.weight * y + norm.bias * C.sum(dim=1, keepdim=True) + D * u
 
     def _check_edge_length(self, edge_length: Tensor | None, u: Tensor) -> None:
-        if not self.edge_steps and edge_length is not None:
+        if not self.edge_steps:
             raise ValueError(
                 "'edge_length' must be None where the layer has edge_steps=False, got a "
                 f"{type(edge_length).__name__}"
             )
-        if self.edge_steps:
-            check_edge_length(edge_length, u, "u")
+        check_edge_length(edge_length, u, "u")
 
     def __repr__(self) -> str:
         edge_steps = ", edge_steps=True" if self.edge_steps else ""

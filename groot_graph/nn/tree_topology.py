@@ -48,13 +48,13 @@ def manhattan(x_i: Tensor, x_j: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x_i - x_j, ord=1, dim=-1)
 
 
-# What is learned is an embedding, whose distances they are.
 METRICS = {
     "cosine": cosine,
     "euclidean": euclidean,
     "manhattan": manhattan,
-    "learned": euclidean,
+    "learned": euclidean,  # of embeddings
 }
+PLAIN_METRICS = ("cosine", "euclidean", "manhattan")  # without weights
 
 
 def works_in_parts(x: Tensor) -> bool:
@@ -138,6 +138,7 @@ class TreeTopology(torch.nn.Module):
         if metric == "learned":
             check_positive_int("channels", channels)
             check_positive_int("embedding_dim", embedding_dim)
+            assert channels is not None  # as checked
             # What is added to every embedding changes no distance.
             self.embedding = Linear(channels, embedding_dim, bias=False)
 
@@ -241,7 +242,7 @@ class TreeTopology(torch.nn.Module):
         """
         if edge_weight is None and self.tree != "random":
             edge_weight = self._edge_weight(*self.with_metric(x), edge_index)
-        return self._grow(x, edge_index, edge_weight, root, weight_name)[0]
+        return self.grow_over(x, edge_index, edge_weight, root, weight_name)[0]
 
     def grow_and_measure(
         self,
@@ -256,13 +257,15 @@ class TreeTopology(torch.nn.Module):
             # Of all edges, because a metric of the user's may compare an edge with all others.
             if edge_weight is None:
                 edge_weight = self._edge_weight(*self.with_metric(x), edge_index)
-            forest, edge_mask = self._grow(x, edge_index, edge_weight.detach(), root, weight_name)
+            forest, edge_mask = self.grow_over(
+                x, edge_index, edge_weight.detach(), root, weight_name
+            )
             return forest, _length_of_parents(edge_weight, edge_index, edge_mask, forest)
         compared, metric = self.with_metric(x)
         if self.tree != "random":
             with torch.no_grad():
                 edge_weight = self._edge_weight(compared, metric, edge_index)
-        forest, _ = self._grow(x, edge_index, edge_weight, root, weight_name)
+        forest, _ = self.grow_over(x, edge_index, edge_weight, root, weight_name)
         return forest, metric(compared.index_select(0, forest.parent), compared)
 
     def measure(self, x: Tensor, forest: Forest) -> Tensor:
@@ -273,15 +276,15 @@ class TreeTopology(torch.nn.Module):
         return metric(compared.index_select(0, forest.parent), compared)
 
     @torch.no_grad()
-    def _grow(
+    def grow_over(
         self,
         x: Tensor,
         edge_index: Tensor,
         edge_weight: OptTensor,
-        root: str | Tensor | None,
-        weight_name: str,
+        root: str | Tensor | None = None,
+        weight_name: str = "x",
     ) -> tuple[Forest, Tensor]:
-        r"""The forest, and which edges it keeps."""
+        r"""The forest over weights that are known, and which edges it keeps."""
         num_nodes, root = x.size(0), self.root if root is None else root
         if self.tree == "random":
             edge_weight = torch.rand(edge_index.size(1), device=x.device)

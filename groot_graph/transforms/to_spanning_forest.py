@@ -6,7 +6,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from groot_graph.checks import check_choice
 from groot_graph.nn import TreeTopology
+from groot_graph.nn.tree_topology import PLAIN_METRICS
 
 
 class ToSpanningForest(BaseTransform):
@@ -64,6 +66,8 @@ class ToSpanningForest(BaseTransform):
         tree: str = "min",
         root: str = "first",
     ) -> None:
+        if not callable(metric):
+            check_choice("metric", metric, PLAIN_METRICS)
         self.topology = TreeTopology(metric=metric, tree=tree, root=root)
 
     def forward(self, data: Data) -> Data:

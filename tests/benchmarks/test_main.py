@@ -60,7 +60,10 @@ def test_selected_rows_are_in_the_table(capsys):
         (["--repeats", "0"], "must be at least 1, got 0"),
         (["--op", "root_forest", "--plot", "size.png"], "--plot needs"),
         (["--json", "no/such/folder.json"], "is not a directory"),
-        (["--op", "tree_ssm_conv"], "--op tree_ssm_conv has no row for --device cpu"),
+        (
+            ["--op", "large_graph", "--device", "cuda"],
+            "--op large_graph has no row for --device cuda",
+        ),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--set", "side=two"], "must be NAME=VALUE"),
         (["--set", "side=0"], "side must be at least 1, got 0"),
@@ -73,6 +76,13 @@ def test_bad_arguments_end_before_the_run(argv, message, capsys):
         main(argv)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_device_without_rows_ends_before_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit):
+        main(["--op", "large_graph", "--device", "cuda"])
+    assert "--op large_graph has no row for --device cuda" in capsys.readouterr().err
 
 
 def test_wrong_result_ends_the_run(monkeypatch, capsys):

@@ -156,10 +156,9 @@ def test_the_command_chooses_a_rate_and_goes_on(data, tmp_path, capsys, monkeypa
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_asks_for_data(capsys):
-    with pytest.raises(SystemExit):
-        main(EXPERIMENT, [])
-    assert "--data" in capsys.readouterr().err
+def test_the_command_asks_for_data_where_runs_are_missing(tmp_path):
+    with pytest.raises(SystemExit, match="--data FOLDER is needed, .* BSDS500"):
+        main(EXPERIMENT, ["--json", str(tmp_path / "runs.json")])
 
 
 @pytest.mark.parametrize("peer", PEERS)

@@ -128,6 +128,12 @@ def test_compiled_edge_steps():
         (True, torch.ones(3).long(), TypeError, "'edge_length' must have a floating point dtype"),
         (True, torch.ones(3, 1), ValueError, r"'edge_length' must have shape \[num_nodes\]"),
         (True, torch.tensor([1.0, -0.5, 0.0]), ValueError, "'edge_length' must hold .* got -0.5"),
+        (
+            True,
+            torch.tensor([1.0, math.inf, 0.0]),
+            ValueError,
+            "'edge_length' must hold .* got inf",
+        ),
         (True, torch.tensor([1.0, math.nan, 0.0]), NotANumberError, "'edge_length' .* got NaN"),
         (True, torch.ones(3, device="meta"), ValueError, "'edge_length' must be on the device"),
     ],

@@ -104,7 +104,8 @@ def test_gradients_reach_the_embedding(state_size, state_norm):
     [
         (False, {"edge_length": True, "forest": True}, "'edge_length' must be None unless"),
         (True, {"edge_length": True}, "'edge_length' must be None unless"),
-        (True, {"edge_weight": -1.0}, "'edge_weight' must hold lengths, .* got -1"),
+        (True, {"edge_weight": -1.0}, "'edge_weight' must hold finite lengths .* got -1"),
+        (True, {"edge_weight": math.inf}, "'edge_weight' must hold finite lengths .* got inf"),
         (True, {"edge_weight": math.nan}, "'edge_weight' must hold lengths, got NaN"),
     ],
 )
