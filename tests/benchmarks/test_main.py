@@ -60,10 +60,6 @@ def test_selected_rows_are_in_the_table(capsys):
         (["--repeats", "0"], "must be at least 1, got 0"),
         (["--op", "root_forest", "--plot", "size.png"], "--plot needs"),
         (["--json", "no/such/folder.json"], "is not a directory"),
-        (
-            ["--op", "large_graph", "--device", "cuda"],
-            "--op large_graph has no row for --device cuda",
-        ),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--set", "side=two"], "must be NAME=VALUE"),
         (["--set", "side=0"], "side must be at least 1, got 0"),
