@@ -52,7 +52,13 @@ def test_a_missing_file_is_told(tmp_path):
         load_graph(tmp_path, "minesweeper")
 
 
-@pytest.mark.parametrize("model", LAYERS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=() if model.endswith("edge steps") else pytest.mark.full)
+        for model in LAYERS
+    ],
+)
 def test_every_model_runs_within_the_budget(model, data):
     network = make_network(model, load_graph(data, "actor"))
     count = num_parameters(network.blocks)

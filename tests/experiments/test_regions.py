@@ -20,6 +20,7 @@ from experiments.regions_peers import PEERS, labels_of
 from experiments.runner import main
 from experiments.training import num_parameters
 
+OTHERS = regions.TREE, "edge steps over the colors", regions.CONVOLUTIONS
 PARTS = {"train": 3, "val": 2, "test": 2}
 
 
@@ -131,7 +132,13 @@ def test_variants_compute_different_things():
         assert not any(torch.allclose(output, other, atol=1e-6) for other in outputs[:number])
 
 
-@pytest.mark.parametrize("variant", [*MIXERS][:3] + [regions.CONVOLUTIONS])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        regions.EDGE_STEPS,
+        *(pytest.param(variant, marks=pytest.mark.full) for variant in OTHERS),
+    ],
+)
 def test_a_run_follows_its_seed(variant, data, monkeypatch):
     monkeypatch.setattr(regions, "steps_per_check", 2)
     monkeypatch.setattr(regions, "most_steps", 4)
