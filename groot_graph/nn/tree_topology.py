@@ -266,14 +266,14 @@ class TreeTopology(torch.nn.Module):
             with torch.no_grad():
                 edge_weight = self._edge_weight(compared, metric, edge_index)
         forest, _ = self.grow_over(x, edge_index, edge_weight, root, weight_name)
-        return forest, metric(compared.index_select(0, forest.parent), compared)
+        return forest, _length_along(forest, compared, metric)
 
     def measure(self, x: Tensor, forest: Forest) -> Tensor:
         r"""The length of the edge from every node to its parent in a forest that was not grown
         here.
         """
         compared, metric = self.with_metric(x)
-        return metric(compared.index_select(0, forest.parent), compared)
+        return _length_along(forest, compared, metric)
 
     @torch.no_grad()
     def grow_over(
@@ -364,6 +364,11 @@ def check_measured(edge_weight, shape: tuple[int, ...], meaning: str) -> None:
     r"""Checks what a metric of the user's returns."""
     check_tensor("metric(x_i, x_j)", edge_weight)
     check_shape("metric(x_i, x_j)", edge_weight, shape, meaning)
+
+
+def _length_along(forest: Forest, x: Tensor, metric: Callable) -> Tensor:
+    # Not by index_select, whose gradient a GPU adds up in another sequence on every run.
+    return metric(x[forest.parent], x)
 
 
 def _length_of_parents(

@@ -51,10 +51,12 @@ def as_on_a_gpu():
         yield
 
 
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
 @pytest.mark.parametrize("state_norm", [True, False], ids=["state_norm", "no-norm"])
 @pytest.mark.parametrize("direction", ["both", "up", "down"])
-def test_nothing_waits_for_the_device(direction, state_norm):
-    conv = TreeSSMConv(5, 7, state_size=2, direction=direction, state_norm=state_norm)
+def test_nothing_waits_for_the_device(direction, state_norm, edge_steps):
+    settings = {"direction": direction, "state_norm": state_norm, "edge_steps": edge_steps}
+    conv = TreeSSMConv(5, 7, state_size=2, **settings)
     x, edge_index = torch.randn(40, 5, requires_grad=True), random_graph(40, 90)
     with as_on_a_gpu(), seen_by(NothingWaits()):
         conv(x, edge_index).square().sum().backward()
@@ -73,8 +75,10 @@ def test_what_waits_is_noticed():
 
 @pytest.mark.parametrize("direction", ["both", "up", "down"])
 @pytest.mark.parametrize("state_norm", [True, False], ids=["state_norm", "no-norm"])
-def test_layer_equals_that_of_the_cpu(state_norm, direction):
-    conv = TreeSSMConv(5, 7, state_size=3, direction=direction, state_norm=state_norm).double()
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+def test_layer_equals_that_of_the_cpu(edge_steps, state_norm, direction):
+    settings = {"direction": direction, "state_norm": state_norm, "edge_steps": edge_steps}
+    conv = TreeSSMConv(5, 7, state_size=3, **settings).double()
     x, edge_index = torch.randn(61, 5, dtype=torch.float64), random_graph(61, 150)
     leaves = [x.requires_grad_(), *conv.parameters()]
     expected = conv(x, edge_index)

@@ -42,8 +42,9 @@ def test_every_shape_of_tree(kind, direction, device):
         assert_same_bits(whole_chain(operands, direction, again), expected)
 
 
-def test_layer(device):
-    layer = Layer(*rings(range(3, 40)), device, state_size=4)
+@pytest.mark.parametrize("edge_steps", [False, True])
+def test_layer(edge_steps, device):
+    layer = Layer(*rings(range(3, 40)), device, state_size=4, edge_steps=edge_steps)
     expected = layer.run()
     for _ in range(RUNS):
         assert_same_bits(layer.run(), expected)

@@ -312,11 +312,13 @@ def test_whole_chain(direction, device):
         assert_near(name, value.cpu(), expected[name], NEAR[torch.float32])
 
 
+@pytest.mark.parametrize("edge_steps", [False, True])
 @pytest.mark.parametrize("state_norm", [True, False])
 @pytest.mark.parametrize("state_size", [1, 4])
-def test_layer(state_size, state_norm, device):
+def test_layer(state_size, state_norm, edge_steps, device):
     # In float64 both machines' weights are near enough to grow the same tree.
-    settings = {"dtype": torch.float64, "state_size": state_size, "state_norm": state_norm}
+    settings = {"state_size": state_size, "state_norm": state_norm, "edge_steps": edge_steps}
+    settings["dtype"] = torch.float64
     results = []
     for where in (torch.device("cpu"), device):
         torch.manual_seed(0)

@@ -278,8 +278,10 @@ def test_permuted_nodes_give_permuted_output(num_nodes, num_edges, direction):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("root", ["first", "last"])
-def test_batch_gives_what_each_graph_gives(direction, root):
-    conv = perturbed(TreeSSMConv(5, 7, direction=direction, root=root)).double()
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+def test_batch_gives_what_each_graph_gives(edge_steps, direction, root):
+    settings = {"direction": direction, "root": root, "edge_steps": edge_steps}
+    conv = perturbed(TreeSSMConv(5, 7, **settings)).double()
     sizes = [(7, 19), (1, 0), (12, 8), (5, 5)]
     graphs = [
         Data(x=torch.randn(num_nodes, 5).double(), edge_index=random_graph(num_nodes, num_edges))
@@ -385,8 +387,10 @@ def test_to_hetero_between_node_types_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("state_norm", [False, True], ids=["plain", "state_norm"])
-def test_autocast(dtype, state_norm):
-    conv, x = TreeSSMConv(5, 7, 3, state_norm=state_norm), torch.randn(17, 5)
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+def test_autocast(edge_steps, dtype, state_norm):
+    settings = {"state_norm": state_norm, "edge_steps": edge_steps}
+    conv, x = TreeSSMConv(5, 7, 3, **settings), torch.randn(17, 5)
     edge_index, forest = random_graph(17, 60), make_forest("random", 17)
     with torch.autocast("cpu", dtype=dtype):
         out, grown = conv(x, edge_index, forest=forest), conv(x, edge_index)
@@ -429,8 +433,9 @@ def test_compile(settings):
         assert_close(grads, expected)
 
 
-def test_export_for_any_number_of_nodes():
-    conv = perturbed(TreeSSMConv(5, 7)).eval()
+@pytest.mark.parametrize("edge_steps", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_export_for_any_number_of_nodes(edge_steps):
+    conv = perturbed(TreeSSMConv(5, 7, edge_steps=edge_steps)).eval()
     nodes, edges = torch.export.Dim("nodes", min=2), torch.export.Dim("edges", min=2)
     program = torch.export.export(
         conv,
@@ -463,7 +468,7 @@ def test_copies(duplicate, aggr):
 
 def seeded_conv_and_graph(rank: int):
     torch.manual_seed(0)
-    conv = TreeSSMConv(5, 7, 3).double()
+    conv = TreeSSMConv(5, 7, 3, edge_steps=True).double()
     x = torch.randn(17, 5, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
     return conv, x, random_graph(17, 40 + rank, seed=rank)
 
