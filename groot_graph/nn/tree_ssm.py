@@ -234,7 +234,9 @@ class TreeSSM(torch.nn.Module):
         delta = transition_delta = F.softplus(delta.to(dtype))
         if edge_length is not None:
             scale = F.softplus(self.sigma.to(dtype))
-            transition_delta = torch.addcmul(delta, edge_length.to(dtype).unsqueeze(1), scale)
+            # An outer product, whose gradients are two products of a matrix and a vector.
+            with torch.autocast(u.device.type, enabled=False):
+                transition_delta = torch.addr(delta, edge_length.to(dtype), scale)
         A, D = -self.A_log.to(dtype).exp(), self.D.to(dtype)
         return u.to(dtype), delta, transition_delta, A, B.to(dtype), C.to(dtype), D
 

@@ -146,3 +146,5 @@ def test_bad_input(data, error, message):
 def test_bad_options():
     with pytest.raises(ValueError, match="'tree' must be one of"):
         ToSpanningForest(tree="widest")
+    with pytest.raises(ValueError, match="'metric' must be one of .* got 'learned'"):
+        ToSpanningForest(metric="learned")
