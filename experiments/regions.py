@@ -135,16 +135,8 @@ def run(variant: str, seed: int, learning_rate: float, data: Path) -> dict:
     start = time.perf_counter()
     torch.manual_seed(seed)
     network = make_network(variant)
-    fitted = fit_until_it_stops(
-        network,
-        batches(train, torch.Generator().manual_seed(seed)),
-        partial(loss_of, network),
-        lambda: score(network, tasks_of(validation, 3, 1)),
-        learning_rate,
-        steps_per_check,
-        most_steps,
-        f"{variant}, seed {seed}, learning rate {learning_rate:g}",
-    )
+    title = f"{variant}, seed {seed}, learning rate {learning_rate:g}"
+    fitted = fit(network, train, validation, seed, learning_rate, title)
     found = {
         f"iou_{count}": score(network, tasks_of(test, count, tests_per_photograph))
         for count in clicks
@@ -156,6 +148,26 @@ def run(variant: str, seed: int, learning_rate: float, data: Path) -> dict:
         "num_parameters": num_parameters(network),
         "seconds": time.perf_counter() - start,
     }
+
+
+def fit(
+    network: nn.Module,
+    train: list[Photograph],
+    validation: list[Photograph],
+    seed: int,
+    learning_rate: float,
+    title: str,
+) -> dict:
+    return fit_until_it_stops(
+        network,
+        batches(train, torch.Generator().manual_seed(seed)),
+        partial(loss_of, network),
+        lambda: score(network, tasks_of(validation, 3, 1)),
+        learning_rate,
+        steps_per_check,
+        most_steps,
+        title,
+    )
 
 
 def batches(photographs: list[Photograph], generator: torch.Generator) -> Iterator[Tasks]:
