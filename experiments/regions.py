@@ -29,7 +29,7 @@ from experiments.photographs import (
     width,
 )
 from experiments.runner import Experiment, chosen
-from experiments.tables import against, draw_scores, figure, markdown, sizes, spread, summary
+from experiments.tables import against, markdown, plot_variants, sizes, spread, summary
 from experiments.training import fit_until_it_stops, num_parameters
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn import GridTreeSSM
@@ -232,15 +232,8 @@ def by_variant(runs: list[dict]) -> dict[str, list[dict]]:
 
 
 def plot(runs: list[dict], path: Path) -> None:
-    """One row per variant: a dot per seed, a bar at the mean."""
-    found = by_variant(runs)
-    with figure(path, figsize=(8, 0.42 * len(found) + 1.2)) as ((ax,),):
-        for row, (variant, of_variant) in enumerate(found.items()):
-            draw_scores(ax, row, of_variant, variant == EDGE_STEPS)
-        ax.set_yticks(range(len(found)), found)
-        ax.invert_yaxis()
-        ax.grid(axis="x", alpha=0.3)
-        ax.set_xlabel("intersection over union on test photographs of BSDS500, 3 + 3 clicks, %")
+    what = "intersection over union on test photographs of BSDS500, 3 + 3 clicks"
+    plot_variants(by_variant(runs), EDGE_STEPS, what, path)
 
 
 EXPERIMENT = Experiment(

@@ -68,6 +68,17 @@ def figure(path: Path, *grid: int, **settings) -> Iterator:
     plt.close(drawn)
 
 
+def plot_variants(found: dict[str, list[dict]], reference: str, what: str, path: Path) -> None:
+    """One row per variant: a dot per seed, a bar at the mean."""
+    with figure(path, figsize=(8, 0.42 * len(found) + 1.2)) as ((ax,),):
+        for row, (variant, runs) in enumerate(found.items()):
+            draw_scores(ax, row, runs, variant == reference)
+        ax.set_yticks(range(len(found)), found)
+        ax.invert_yaxis()
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_xlabel(f"{what}, % (a dot per seed, a bar at the mean)")
+
+
 def draw_scores(ax, row: int, runs: list[dict], is_reference: bool) -> None:
     """A dot per seed, a bar at the mean."""
     scores = percents(runs)

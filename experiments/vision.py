@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from experiments.mixers import CrossSSM, LocalSSM, RasterSSM
 from experiments.runner import Experiment
-from experiments.tables import against, draw_scores, figure, markdown, percents, sizes, spread
+from experiments.tables import against, markdown, percents, plot_variants, sizes, spread
 from experiments.training import fit_to_the_end, num_parameters
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn import GridTreeSSM
@@ -160,15 +160,7 @@ def by_variant(runs: list[dict]) -> dict[str, list[dict]]:
 
 
 def plot(runs: list[dict], path: Path) -> None:
-    """One row per variant: a dot per seed, a bar at the mean."""
-    found = by_variant(runs)
-    with figure(path, figsize=(8, 0.42 * len(found) + 1.2)) as ((ax,),):
-        for row, (variant, of_variant) in enumerate(found.items()):
-            draw_scores(ax, row, of_variant, variant == TREE)
-        ax.set_yticks(range(len(found)), found)
-        ax.invert_yaxis()
-        ax.grid(axis="x", alpha=0.3)
-        ax.set_xlabel("held-out accuracy on MNIST-5k, % (a dot per seed, a bar at the mean)")
+    plot_variants(by_variant(runs), TREE, "held-out accuracy on MNIST-5k", path)
 
 
 EXPERIMENT = Experiment(
