@@ -22,9 +22,10 @@ def values_are_checked(tensor: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
         return False
-    # Under fake tensors, what real ones are asked has no answer either.
-    if _get_dispatch_mode(_TorchDispatchModeKey.FAKE) is not None:
-        return False
+    # What real ones are asked has no answer under fake tensors, and is no part of a trace.
+    for mode in (_TorchDispatchModeKey.FAKE, _TorchDispatchModeKey.PROXY):
+        if _get_dispatch_mode(mode) is not None:
+            return False
     if tensor.device.type != "cpu" and not torch_geometric.is_debug_enabled():
         return False
     is_functional = torch._is_functional_tensor(tensor) or isinstance(tensor, FunctionalTensor)

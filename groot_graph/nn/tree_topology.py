@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear
-from torch_geometric import is_compiling
 from torch_geometric.typing import Adj, OptTensor
 
 from groot_graph.checks import (
@@ -20,6 +19,7 @@ from groot_graph.checks import (
     check_tensor,
 )
 from groot_graph.forest import Forest
+from groot_graph.lasting import makes_plain_tensors
 from groot_graph.nn.adjacency import to_plain_edge_index
 from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
 from groot_graph.ops.root_forest.api import trusted_root_forest
@@ -40,7 +40,8 @@ def cosine(x_i: Tensor, x_j: Tensor) -> Tensor:
 
 def euclidean(x_i: Tensor, x_j: Tensor) -> Tensor:
     r"""The length of the difference."""
-    return torch.linalg.vector_norm(x_i - x_j, ord=2, dim=-1)
+    norm = _norm if torch.is_grad_enabled() else torch.linalg.vector_norm
+    return norm(x_i - x_j, dim=-1)
 
 
 def manhattan(x_i: Tensor, x_j: Tensor) -> Tensor:
@@ -57,11 +58,18 @@ METRICS = {
 PLAIN_METRICS = ("cosine", "euclidean", "manhattan")  # without weights
 
 
+def _norm(x: Tensor, dim: int) -> Tensor:
+    r"""The length of every row, whose derivatives at zero are zero, also the second."""
+    is_zero = (x == 0).all(dim=dim)
+    length = torch.linalg.vector_norm(x.masked_fill(is_zero.unsqueeze(dim), 1), dim=dim)
+    return length.masked_fill(is_zero, 0)
+
+
 def works_in_parts(x: Tensor) -> bool:
-    r"""Whether work on a tensor may go part by part: a GPU and a compiler are better off with the
-    whole.
+    r"""Whether work on a tensor may go part by part: a GPU, a compiler and a trace are better off
+    with the whole.
     """
-    return x.device.type == "cpu" and not is_compiling()
+    return x.device.type == "cpu" and makes_plain_tensors()
 
 
 class TreeTopology(torch.nn.Module):
@@ -308,7 +316,8 @@ class TreeTopology(torch.nn.Module):
                 return F.linear(x, self.embedding.weight.to(x.dtype)), euclidean
         if self.metric == "cosine":
             # As torch.nn.functional.cosine_similarity scales.
-            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
+            norm = _norm if torch.is_grad_enabled() else torch.linalg.vector_norm
+            x = x / norm(x, dim=-1).clamp(min=1e-8).unsqueeze(-1)
         return x, METRICS[self.metric]
 
     def _edge_weight(self, x: Tensor, metric: Callable, edge_index: Tensor) -> Tensor:

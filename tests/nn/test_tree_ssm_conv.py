@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch_geometric.data import Batch, Data
@@ -596,3 +597,40 @@ def test_no_value_is_read_that_is_not_there():
     conv = TreeSSMConv(4, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert conv(torch.randn(3, 4), torch.tensor([[0, 1], [1, 2]])).shape == (3, 4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"state_size": 2}, {"edge_steps": True}], ids=str)
+def test_transforms_of_torch_func(settings):
+    conv, x = TreeSSMConv(3, 4, **settings).double(), torch.rand(6, 3, dtype=torch.float64)
+    edge_index, parameters = random_graph(6, 12), dict(conv.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(conv, parameters, (x, edge_index)).square().sum()
+
+    grads = torch.autograd.grad(loss(parameters, x), parameters.values())
+    assert_close(tuple(torch.func.grad(loss)(parameters, x).values()), grads)
+    tangent = torch.rand_like(x)
+    _, slope = torch.func.jvp(lambda x: loss(parameters, x), (x,), (tangent,))
+    grad = torch.func.grad(loss, 1)(parameters, x)
+    assert_close(slope, (grad * tangent).sum())
+    traced = make_fx(lambda x: conv(x, edge_index))(x)
+    assert_close(traced(x), conv(x, edge_index))
+    functional = torch.func.functionalize(lambda x: conv(x, edge_index))
+    assert_close(functional(x), conv(x, edge_index))
+
+
+def test_one_forest_for_a_batch_of_layers():
+    """An ensemble, as torch.func makes one, along a forest that is given."""
+    conv, x, forest = TreeSSMConv(3, 4, aggr=None), torch.rand(6, 3), make_forest("random", 6)
+    parameters = {name: torch.stack([p, 2 * p]) for name, p in conv.named_parameters()}
+
+    def call(parameters):
+        settings = {"forest": forest}
+        return torch.func.functional_call(conv, parameters, (x,), settings)
+
+    found = torch.func.vmap(call)(parameters)
+    alone = [call({name: p[number] for name, p in parameters.items()}) for number in range(2)]
+    assert_close(found, torch.stack(alone))
+    edge_index = random_graph(6, 12)
+    with pytest.raises(ValueError, match="'forest' must be the same for the whole batch"):
+        torch.func.vmap(lambda x: conv(x, edge_index))(torch.rand(2, 6, 3))

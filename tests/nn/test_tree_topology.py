@@ -130,7 +130,9 @@ def test_gradients_of_lengths(metric):
     def edge_length_of(x, *parameters):
         return topology.forest_and_length(x, edge_index)[1]
 
-    assert torch.autograd.gradcheck(edge_length_of, (x, *topology.parameters()))
+    inputs = x, *topology.parameters()
+    assert torch.autograd.gradcheck(edge_length_of, inputs)
+    assert torch.autograd.gradgradcheck(edge_length_of, inputs)
 
 
 def test_gradients_of_given_weights():

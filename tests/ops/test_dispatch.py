@@ -256,25 +256,6 @@ def test_export_holds_the_operations():
     assert torch.equal(exported.module()(*inputs), Chain()(*inputs))
 
 
-def second_derivative(function, leaf):
-    (grad,) = torch.autograd.grad(function(leaf).square().sum(), leaf, create_graph=True)
-    return torch.autograd.grad(grad.sum(), leaf)
-
-
-def test_second_differentiation_is_refused():
-    forest = make_forest("random", 9)
-    transition = torch.rand(9, 3)
-    with pytest.raises(RuntimeError, match="groot_graph.tree_scan_backward"):
-        second_derivative(
-            lambda x: tree_scan(x, transition, forest), torch.randn(9, 3, requires_grad=True)
-        )
-    operands = make_operands(9, 3, 2)
-    with pytest.raises(RuntimeError, match="groot_graph.selective_tree_scan_backward"):
-        second_derivative(
-            lambda u: selective_tree_scan(**{**operands, "u": u}, forest=forest), operands["u"]
-        )
-
-
 def test_meta_tensors_give_shapes():
     edge_index, edge_weight = random_graph(17, 63).to("meta"), torch.rand(63, device="meta")
     edge_mask = minimum_spanning_forest(edge_index, edge_weight, 17)

@@ -1,6 +1,7 @@
 r"""The selective scan: the public function, and the operation behind it with its gradient."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from groot_graph.checks import (
 )
 from groot_graph.forest import Forest
 from groot_graph.ops import dispatch
+from groot_graph.ops.derivatives import asks_for_derivatives, is_differentiated_again
 from groot_graph.ops.dtypes import computing_dtype, operand_dtype
 from groot_graph.ops.plan import plan_of, with_plan
+from groot_graph.ops.selective_tree_scan.composed import selective_tree_scan_composed
 
 
 def selective_tree_scan(
@@ -112,6 +115,12 @@ def trusted_selective_tree_scan(
 ) -> Tensor:
     r"""The selective scan of tensors and a forest that are known to fit."""
     operands = _in_common_dtypes(u, delta, A, B, C, D, transition_delta)
+    if asks_for_derivatives():
+        u_, delta, A, B, C, D, transition_delta = operands
+        y = selective_tree_scan_composed(
+            u_, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
+        )
+        return y.to(u.dtype)
     tensors = forest.order, forest.parent, plan_of(forest)
     return _selective_tree_scan(*operands, *tensors, direction, state_norm_eps).to(u.dtype)
 
@@ -224,12 +233,32 @@ def _backward(ctx, grad):
     # Once, because under checkpointing the first reading frees them.
     saved = ctx.saved_tensors
     D, transition_delta = saved[5:7]
-    *grads, grad_D, grad_transition_delta = _selective_tree_scan_backward(
-        grad, *saved, ctx.direction, ctx.state_norm_eps
-    )
+    is_again = is_differentiated_again()
+    compute: Callable = _gradients if is_again else _selective_tree_scan_backward
+    settings = ctx.direction, ctx.state_norm_eps
+    *grads, grad_D, grad_transition_delta = compute(grad, *saved, *settings)
     grad_D = None if D is None else grad_D
     grad_transition_delta = None if transition_delta is None else grad_transition_delta
     return *grads, grad_D, grad_transition_delta, None, None, None, None, None
+
+
+def _gradients(
+    grad, u, delta, A, B, C, D, transition_delta, order, parent, plan, direction, state_norm_eps
+):
+    r"""What the backward pass computes, so that it can be differentiated again."""
+    forest = with_plan(order, parent, plan)
+
+    def scan(u, delta, A, B, C, optional):
+        D, transition_delta = optional.get("D"), optional.get("transition_delta")
+        return selective_tree_scan_composed(
+            u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
+        )
+
+    optional = {"D": D, "transition_delta": transition_delta}
+    given = {name: operand for name, operand in optional.items() if operand is not None}
+    y, gradients_of, *_ = torch.func.vjp(scan, u, delta, A, B, C, given)
+    *grads, of_given = gradients_of(grad.to(y.dtype))
+    return *grads, of_given.get("D"), of_given.get("transition_delta")
 
 
 _selective_tree_scan.register_autograd(_backward, setup_context=_setup_context)

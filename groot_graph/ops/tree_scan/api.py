@@ -1,5 +1,7 @@
 r"""The scan of a tree: the public function, and the operation behind it with its gradient."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -13,6 +15,11 @@ from groot_graph.checks import (
 )
 from groot_graph.forest import Forest
 from groot_graph.ops import dispatch
+from groot_graph.ops.derivatives import (
+    asks_for_derivatives,
+    is_differentiated_again,
+    refuse_batched_forests,
+)
 from groot_graph.ops.dtypes import operand_dtype
 from groot_graph.ops.plan import plan_of, with_plan
 
@@ -79,8 +86,8 @@ def trusted_tree_scan(
     r"""The scan of tensors and a forest that are known to fit."""
     dtype = operand_dtype(x, transition)
     tensors = forest.order, forest.parent, plan_of(forest)
-    h = _tree_scan(x.to(dtype), transition.to(dtype), *tensors, direction)
-    return h.to(x.dtype)
+    scan = _TreeScan.apply if asks_for_derivatives() else _tree_scan
+    return scan(x.to(dtype), transition.to(dtype), *tensors, direction).to(x.dtype)
 
 
 @torch.library.custom_op(
@@ -118,16 +125,107 @@ def _(grad, x, transition, h, order, parent, plan, direction):
 def _setup_context(ctx, inputs, output):
     x, transition, order, parent, plan, ctx.direction = inputs
     # The CUDA kernels find h again on their way.
-    h = x.new_empty(0) if dispatch.backend(x.device) == "cuda" else output
+    is_found_again = x.is_cuda and dispatch.has_cuda_kernels(x.device)
+    h = x.new_empty(0) if is_found_again else output
     ctx.save_for_backward(x, transition, h, order, parent, plan)
 
 
 def _backward(ctx, grad):
-    grad_x, grad_transition = _tree_scan_backward(grad, *ctx.saved_tensors, ctx.direction)
+    compute: Callable = _gradients if is_differentiated_again() else _tree_scan_backward
+    grad_x, grad_transition = compute(grad, *ctx.saved_tensors, ctx.direction)
     return grad_x, grad_transition, None, None, None, None
 
 
 _tree_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _gradients(grad, x, transition, h, order, parent, plan, direction):
+    r"""What the backward pass computes, out of scans, which can be differentiated again."""
+    is_edge = _is_edge(parent)
+
+    def scan(values, direction):
+        scan = _TreeScan.apply if asks_for_derivatives() else _tree_scan
+        return scan(values, transition, order, parent, plan, direction)
+
+    if h.numel() == 0:
+        h = scan(x, direction)
+    if direction == "up":
+        grad_x = scan(grad, "down")
+        return grad_x, is_edge * grad_x[parent] * h
+    if direction == "down":
+        grad_x = scan(grad, "up")
+        return grad_x, is_edge * grad_x * h[parent]
+    xi, gamma, grad_x = scan(x, "up"), scan(grad, "up"), scan(grad, "both")
+    arriving, asked = h[parent] - transition * xi, grad_x[parent] - transition * gamma
+    return grad_x, is_edge * (gamma * arriving + xi * asked)
+
+
+class _TreeScan(torch.autograd.Function):
+    r"""The scan of dual numbers, and under the transforms of :obj:`torch.func`."""
+
+    @staticmethod
+    def forward(x, transition, order, parent, plan, direction):
+        return _tree_scan(x, transition, order, parent, plan, direction)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, transition, order, parent, plan, ctx.direction = inputs
+        ctx.save_for_backward(x, transition, output, order, parent, plan)
+        ctx.save_for_forward(x, transition, order, parent, plan)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, transition, h, order, parent, plan = ctx.saved_tensors
+        grads = _gradients(grad, x, transition, h, order, parent, plan, ctx.direction)
+        return *grads, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, x_tangent, transition_tangent, *_):
+        x, transition, order, parent, plan = ctx.saved_tensors
+        direction = ctx.direction
+
+        def scan(values, direction):
+            scan = _TreeScan.apply if asks_for_derivatives() else _tree_scan
+            return scan(values, transition, order, parent, plan, direction)
+
+        x_tangent = torch.zeros_like(x) if x_tangent is None else x_tangent
+        if transition_tangent is None:
+            return scan(x_tangent, direction)
+        slope = _is_edge(parent) * transition_tangent
+        # The output is found again, because a saved one has no tangents of other transforms.
+        if direction == "down":
+            return scan(x_tangent + slope * scan(x, "down")[parent], "down")
+        xi = scan(x, "up")
+        handed_up = torch.zeros_like(xi).index_add(0, parent, slope * xi)
+        xi_tangent = scan(x_tangent + handed_up, "up")
+        if direction == "up":
+            return xi_tangent
+        # h is the scan down of ξ − a² ξ.
+        a = _is_edge(parent) * transition
+        z_tangent = (1 - a**2) * xi_tangent - 2 * a * slope * xi
+        return scan(z_tangent + slope * scan(x, "both")[parent], "down")
+
+    @staticmethod
+    def vmap(info, in_dims, x, transition, order, parent, plan, direction):
+        refuse_batched_forests(in_dims[2:])
+        x, transition = (
+            _beside(value, dim, info.batch_size)
+            for value, dim in zip((x, transition), in_dims[:2], strict=True)
+        )
+        scan = _TreeScan.apply if asks_for_derivatives() else _tree_scan
+        h = scan(x, transition, order, parent, plan, direction)
+        return h.view(h.size(0), info.batch_size, h.size(1) // info.batch_size), 1
+
+
+def _is_edge(parent: Tensor) -> Tensor:
+    r"""Whether a node has an edge to its parent, a column that is False at roots."""
+    return (parent != torch.arange(parent.size(0), device=parent.device)).unsqueeze(1)
+
+
+def _beside(x: Tensor, batch_dim: int | None, batch_size: int) -> Tensor:
+    r"""A batch of features as channels side by side, since the scan takes each by itself."""
+    x = x.unsqueeze(1).expand(-1, batch_size, -1) if batch_dim is None else x.movedim(batch_dim, 1)
+    return x.reshape(x.size(0), -1)
 
 
 @register_flop_formula(torch.ops.groot_graph.tree_scan)
