@@ -243,5 +243,9 @@ def check_dt_rank(dt_rank) -> None:
 
 
 def check_features(name: str, value: Tensor, channels: int | None = None) -> None:
+    is_matrix = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 2
+    if is_matrix and channels in (None, value.size(1)):
+        return
+    # Each of these knows what to say.
     check_floating(name, value)
     check_shape(name, value, (None, channels), "[num_nodes, channels]")

@@ -14,11 +14,9 @@ from groot_graph.checks import (
     check_dt_rank,
     check_edge_length,
     check_features,
-    check_floating,
     check_forest,
     check_number,
     check_positive_int,
-    check_shape,
 )
 from groot_graph.forest import Forest
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
@@ -179,8 +177,7 @@ class TreeSSM(torch.nn.Module):
             NotANumberError: If a length is NaN. Values on a GPU are read only under
                 :func:`torch_geometric.set_debug`.
         """
-        check_floating("u", u)
-        check_shape("u", u, (None, self.channels), "[num_nodes, channels]")
+        check_features("u", u, self.channels)
         check_forest(forest, u.size(0), u.device, "u")
         if self.edge_steps or edge_length is not None:
             self._check_edge_length(edge_length, u)

@@ -1,5 +1,6 @@
 r"""The layer that grows a rooted spanning forest from the features of a graph."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,9 @@ from groot_graph.nn.adjacency import to_plain_edge_index
 from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
 from groot_graph.ops.root_forest.api import trusted_root_forest
 
+# Rows whose largest entry lies between have squares, and lengths far above what is taken for zero.
+ORDINARY = 1e-6, 1e15
+
 TREES = ("min", "max", "random")
 ROOTS = ("first", "last")
 
@@ -40,8 +44,7 @@ def cosine(x_i: Tensor, x_j: Tensor) -> Tensor:
 
 def euclidean(x_i: Tensor, x_j: Tensor) -> Tensor:
     r"""The length of the difference."""
-    norm = _norm if torch.is_grad_enabled() else torch.linalg.vector_norm
-    return norm(x_i - x_j, dim=-1)
+    return _norm(x_i - x_j)
 
 
 def manhattan(x_i: Tensor, x_j: Tensor) -> Tensor:
@@ -58,11 +61,22 @@ METRICS = {
 PLAIN_METRICS = ("cosine", "euclidean", "manhattan")  # without weights
 
 
-def _norm(x: Tensor, dim: int) -> Tensor:
-    r"""The length of every row, whose derivatives at zero are zero, also the second."""
-    is_zero = (x == 0).all(dim=dim)
-    length = torch.linalg.vector_norm(x.masked_fill(is_zero.unsqueeze(dim), 1), dim=dim)
-    return length.masked_fill(is_zero, 0)
+def _norm(x: Tensor) -> Tensor:
+    r"""The length of every row, also where squares would leave the range of numbers."""
+    unit = _unit(x)
+    # Its derivatives at zero are zero, also the second.
+    is_zero = (x == 0).all(dim=-1)
+    rows = (x / unit).masked_fill(is_zero.unsqueeze(-1), 1)
+    length = torch.linalg.vector_norm(rows, dim=-1).masked_fill(is_zero, 0)
+    return length * unit.squeeze(-1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    r"""What a row is measured in so that its squares are numbers: one where they are."""
+    largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=-1, keepdim=True)
+    lowest, highest = ORDINARY
+    has_squares = (largest >= lowest) & (largest <= highest) | (largest == 0)
+    return torch.where(has_squares, 1, largest)
 
 
 def works_in_parts(x: Tensor) -> bool:
@@ -167,7 +181,8 @@ class TreeTopology(torch.nn.Module):
 
         Args:
             x (Tensor): The node features, of shape :obj:`[num_nodes, channels]`. Dissimilarities of
-                half precision features are computed in :obj:`torch.float32`.
+                half precision features are computed in :obj:`torch.float32`. Where none are
+                computed, for a random forest or from `edge_weight`, features may have any dtype.
             edge_index (Tensor or EdgeIndex or SparseTensor or torch.sparse.Tensor): The candidate
                 edges, in one direction or both. A sparse adjacency is PyG's transposed
                 :obj:`adj_t`; its edges are numbered as :func:`torch_geometric.utils.to_edge_index`
@@ -187,7 +202,8 @@ class TreeTopology(torch.nn.Module):
                 tree has no root or several.
             NotANumberError: If `x` or `edge_weight` make the weight of an edge NaN.
         """
-        edge_index, weight_name = self._checked(x, edge_index, edge_weight, root)
+        reads_x = edge_weight is None and self.tree != "random"
+        edge_index, weight_name = self._checked(x, reads_x, edge_index, edge_weight, root)
         return self.grow(x, edge_index, edge_weight, root, weight_name)
 
     def forest_and_length(
@@ -226,12 +242,18 @@ class TreeTopology(torch.nn.Module):
             >>> TreeTopology(metric="euclidean").forest_and_length(x, edge_index)[1]
             tensor([0., 1., 2.])
         """
-        edge_index, weight_name = self._checked(x, edge_index, edge_weight, root)
+        reads_x = edge_weight is None
+        edge_index, weight_name = self._checked(x, reads_x, edge_index, edge_weight, root)
         return self.grow_and_measure(x, edge_index, edge_weight, root, weight_name)
 
-    def _checked(self, x, edge_index, edge_weight, root) -> tuple[Tensor, str]:
+    def _checked(self, x, reads_x: bool, edge_index, edge_weight, root) -> tuple[Tensor, str]:
         r"""The edges, of arguments that fit, and what the weights come from."""
-        check_features("x", x, self.embedding.in_features if self.metric == "learned" else None)
+        if reads_x:
+            channels = self.embedding.in_features if self.metric == "learned" else None
+            check_features("x", x, channels)
+        else:
+            check_tensor("x", x)
+            check_shape("x", x, (None, None), "[num_nodes, channels]")
         edge_index = to_plain_edge_index(edge_index, x)
         check_growth(edge_index, edge_weight, root)
         return edge_index, "x" if edge_weight is None else "edge_weight"
@@ -316,8 +338,8 @@ class TreeTopology(torch.nn.Module):
                 return F.linear(x, self.embedding.weight.to(x.dtype)), euclidean
         if self.metric == "cosine":
             # As torch.nn.functional.cosine_similarity scales.
-            norm = _norm if torch.is_grad_enabled() else torch.linalg.vector_norm
-            x = x / norm(x, dim=-1).clamp(min=1e-8).unsqueeze(-1)
+            x = x / _unit(x)
+            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
         return x, METRICS[self.metric]
 
     def _edge_weight(self, x: Tensor, metric: Callable, edge_index: Tensor) -> Tensor:
@@ -395,5 +417,8 @@ def _length_of_parents(
 
 def _reversed(edge_weight: Tensor) -> Tensor:
     r"""Weights in the opposite sequence."""
+    # PyTorch computes little with these.
+    if edge_weight.dtype in (torch.uint16, torch.uint32):
+        edge_weight = edge_weight.long()
     # Not -w, because the negation of unsigned and of the lowest signed integers overflows.
     return -edge_weight if edge_weight.is_floating_point() else ~edge_weight

@@ -360,3 +360,48 @@ def test_a_random_forest_computes_no_weight():
         raise AssertionError("a weight was computed")
 
     assert TreeTopology(refuse, tree="random")(x, EDGE_INDEX).num_nodes == 4
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-3, 1e10, 1e20, 1e30])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan", "learned"])
+def test_the_scale_of_features_decides_no_tree(metric, scale):
+    topology = TreeTopology(metric, channels=5)
+    x, edge_index = torch.randn(30, 5), random_graph(30, 90)
+    forest, edge_length = topology.forest_and_length(x.double() * scale, edge_index)
+    found, length = topology.forest_and_length(x * scale, edge_index)
+    assert found.parent.equal(forest.parent) and found.parent.equal(topology(x, edge_index).parent)
+    assert_close(length.double() / scale, edge_length / scale, atol=1e-5, rtol=1e-5)
+
+
+def test_features_of_very_different_size_are_compared():
+    x = torch.tensor([[1e20, 0.0], [1e-20, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    edge_index = torch.tensor([[0, 0, 1, 2], [1, 2, 2, 3]])
+    assert TreeTopology()(x, edge_index).parent.tolist() == [0, 0, 0, 2]
+    lengths = TreeTopology("euclidean").forest_and_length(x, edge_index)[1]
+    assert lengths.tolist() == [0.0, pytest.approx(1e20), 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32], ids=str)
+def test_unsigned_weights_are_ranked(dtype):
+    edge_index, weight = torch.tensor([[0, 1, 0], [1, 2, 2]]), torch.tensor([0, 1, 200])
+    features = torch.zeros(3, 1)
+    assert TreeTopology()(features, edge_index, weight.to(dtype)).parent.tolist() == [0, 0, 1]
+    greatest = TreeTopology(tree="max")(features, edge_index, weight.to(dtype))
+    assert greatest.parent.tolist() == [0, 2, 0]
+    _, length = TreeTopology().forest_and_length(features, edge_index, weight.to(dtype))
+    assert length.tolist() == [0.0, 0.0, 1.0]
+
+
+def test_features_that_are_not_read_may_have_any_dtype():
+    x, edge_index = torch.arange(6).view(6, 1), random_graph(6, 12)
+    TreeTopology(tree="random")(x, edge_index)
+    weight = torch.rand(12)
+    expected = TreeTopology()(x.float(), edge_index, weight)
+    assert TreeTopology()(x, edge_index, weight).parent.equal(expected.parent)
+    for read in (TreeTopology(), TreeTopology(tree="max")):
+        with pytest.raises(
+            TypeError, match="'x' must have a floating point dtype, got torch.int64"
+        ):
+            read(x, edge_index)
+    with pytest.raises(TypeError, match="'x' must have a floating point dtype"):
+        TreeTopology(tree="random").forest_and_length(x, edge_index)
