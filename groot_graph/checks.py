@@ -242,6 +242,16 @@ def check_dt_rank(dt_rank) -> None:
         check_positive_int("dt_rank", dt_rank)
 
 
+def check_grids(name: str, value: Tensor, channels: int) -> None:
+    is_grids = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4
+    if is_grids and value.size(3) == channels:
+        return
+    # Each of these knows what to say.
+    check_floating(name, value)
+    shape = (None, None, None, channels)
+    check_shape(name, value, shape, "[batch, height, width, channels]")
+
+
 def check_features(name: str, value: Tensor, channels: int | None = None) -> None:
     is_matrix = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 2
     if is_matrix and channels in (None, value.size(1)):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Conv2d, LayerNorm, Linear
 
-from groot_graph.checks import check_floating, check_positive_int, check_shape
+from groot_graph.checks import check_grids, check_positive_int
 from groot_graph.graphs import grid_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import TreeTopology, check_measured, metric_of_layer
@@ -110,9 +110,7 @@ class GridTreeSSM(torch.nn.Module):
             NotANumberError: If a tree is to be grown over features that are NaN. On a GPU this is
                 checked only under :func:`torch_geometric.set_debug`.
         """
-        check_floating("x", x)
-        shape = (None, None, None, self.channels)
-        check_shape("x", x, shape, "[batch, height, width, channels]")
+        check_grids("x", x, self.channels)
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = F.silu(convolve(self.conv, u))
         y = self.out_norm(self.propagate(u))

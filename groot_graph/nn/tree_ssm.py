@@ -132,7 +132,8 @@ class TreeSSM(torch.nn.Module):
         self.dt_proj = Linear(self.dt_rank, channels)
         self.A_log = Parameter(torch.empty(channels, state_size))
         self.D = Parameter(torch.empty(channels))
-        self.state_norm = LayerNorm(channels) if state_norm else None
+        norm = _StateNorm if state_size == 1 else _ReadStateNorm
+        self.state_norm = norm(channels) if state_norm else None
         self.edge_steps = edge_steps
         if edge_steps:
             self.sigma = Parameter(torch.empty(channels))
@@ -267,14 +268,13 @@ class TreeSSM(torch.nn.Module):
         if self.state_size == 1:
             transition = (transition_delta * A.t()).exp()
             h = trusted_tree_scan(delta * u * B, transition, forest, self.direction)
-            weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
-            return C * F.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps) + D * u
+            return C * norm(h) + D * u
         # Several are normalized as they are scanned, never all in memory.
         own = transition_delta if self.edge_steps else None
         y = trusted_selective_tree_scan(
             u, delta, A, B, C, forest, None, self.direction, own, norm.eps
         )
-        return norm.weight * y + norm.bias * C.sum(dim=1, keepdim=True) + D * u
+        return norm(y, C) + D * u
 
     def _check_edge_length(self, edge_length: Tensor | None, u: Tensor) -> None:
         if not self.edge_steps:
@@ -290,6 +290,21 @@ class TreeSSM(torch.nn.Module):
             f"{self.__class__.__name__}({self.channels}, state_size={self.state_size}, "
             f"direction={self.direction}{edge_steps})"
         )
+
+
+class _StateNorm(LayerNorm):
+    r"""The normalization of one state per channel, in the dtype of the states."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        weight, bias = self.weight.to(h.dtype), self.bias.to(h.dtype)
+        return F.layer_norm(h, self.normalized_shape, weight, bias, self.eps)
+
+
+class _ReadStateNorm(LayerNorm):
+    r"""What follows the reading of several states that were normalized as they were scanned."""
+
+    def forward(self, y: Tensor, C: Tensor) -> Tensor:  # type: ignore[override]
+        return self.weight * y + self.bias * C.sum(dim=1, keepdim=True)
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class TreeTopology(torch.nn.Module):
             check_positive_int("embedding_dim", embedding_dim)
             assert channels is not None  # as checked
             # What is added to every embedding changes no distance.
-            self.embedding = Linear(channels, embedding_dim, bias=False)
+            self.embedding = _Embedding(channels, embedding_dim, bias=False)
 
     def reset_parameters(self) -> None:
         r"""Resets the embedding, if the metric is learned."""
@@ -335,7 +335,7 @@ class TreeTopology(torch.nn.Module):
         if self.metric == "learned":
             # In half precision too many edges would have the same length.
             with torch.autocast(x.device.type, enabled=False):
-                return F.linear(x, self.embedding.weight.to(x.dtype)), euclidean
+                return self.embedding(x), euclidean
         if self.metric == "cosine":
             # As torch.nn.functional.cosine_similarity scales.
             x = x / _unit(x)
@@ -361,6 +361,13 @@ class TreeTopology(torch.nn.Module):
     def __repr__(self) -> str:
         metric = getattr(self.metric, "__name__", self.metric)
         return f"{self.__class__.__name__}(metric={metric}, tree={self.tree}, root={self.root})"
+
+
+class _Embedding(Linear):
+    r"""A projection that computes in the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 def metric_of_layer(

@@ -45,6 +45,7 @@ def plain_loop(
                 ).prod(dim=0)
                 h = h + transition * torch.outer(delta[j] * u[j], B[j])
         if ssm.state_norm is not None:
-            h = ssm.state_norm(h.t()).t()
+            norm = ssm.state_norm
+            h = F.layer_norm(h.t(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).t()
         y.append(h @ C[i] + ssm.D * u[i])
     return torch.stack(y)

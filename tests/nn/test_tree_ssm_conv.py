@@ -634,3 +634,35 @@ def test_one_forest_for_a_batch_of_layers():
     edge_index = random_graph(6, 12)
     with pytest.raises(ValueError, match="'forest' must be the same for the whole batch"):
         torch.func.vmap(lambda x: conv(x, edge_index))(torch.rand(2, 6, 3))
+
+
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+@pytest.mark.parametrize("state_size, state_norm", [(1, True), (2, True), (2, False)])
+def test_parameters_are_read_by_the_module_that_holds_them(state_size, state_norm, edge_steps):
+    """So that whoever keeps them elsewhere can bring them in time."""
+    settings = {"state_norm": state_norm, "edge_steps": edge_steps}
+    conv, x = perturbed(TreeSSMConv(5, 7, state_size, **settings)), torch.randn(17, 5)
+    edge_index = random_graph(17, 60)
+    expected = conv(x, edge_index)
+    assert_close(kept_elsewhere(conv)(x, edge_index), expected)
+
+
+def kept_elsewhere(model: torch.nn.Module) -> torch.nn.Module:
+    """Every module's own parameters are there while it runs, and meaningless before and after."""
+    for module in model.modules():
+        values = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+        if not values:
+            continue
+
+        def bring(module, arguments, values=values):
+            for name, value in values.items():
+                getattr(module, name).data.copy_(value)
+
+        def take_away(module, arguments, output, values=values):
+            for name in values:
+                getattr(module, name).data.fill_(math.nan)
+
+        module.register_forward_pre_hook(bring)
+        module.register_forward_hook(take_away)
+        take_away(module, None, None)
+    return model
