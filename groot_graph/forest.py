@@ -83,12 +83,52 @@ class Forest:
         r"""The device that holds the tensors."""
         return self.order.device
 
-    def to(self, device: "torch.device | str") -> "Forest":
-        r"""The same forest on another device."""
-        forest = Forest._of(self.order.to(device), self.parent.to(device))
+    def to(self, device: "torch.device | str", non_blocking: bool = False) -> "Forest":
+        r"""The same forest on another device. A forest that is an attribute of a
+        :class:`torch_geometric.data.Data` goes wherever that goes.
+        """
+        order = self.order.to(device, non_blocking=non_blocking)
+        forest = Forest._of(order, self.parent.to(device, non_blocking=non_blocking))
         # Serves as long as the tensors are the same.
         forest._plan = self._plan
         return forest
+
+    def cpu(self) -> "Forest":
+        r"""The same forest in the memory of the CPU."""
+        return self.to("cpu")
+
+    def cuda(
+        self, device: "torch.device | str | int | None" = None, non_blocking: bool = False
+    ) -> "Forest":
+        r"""The same forest on a GPU."""
+        device = torch.device("cuda" if device is None else device)
+        return self.to(device, non_blocking=non_blocking)
+
+    def pin_memory(self) -> "Forest":
+        r"""The same forest in pinned memory, from where a GPU reads without waiting."""
+        return Forest._of(self.order.pin_memory(), self.parent.pin_memory())
+
+    def clone(self) -> "Forest":
+        r"""The same forest with tensors of its own."""
+        return Forest._of(self.order.clone(), self.parent.clone())
+
+    def contiguous(self) -> "Forest":
+        r"""The same forest, its tensors contiguous."""
+        return Forest._of(self.order.contiguous(), self.parent.contiguous())
+
+    def share_memory_(self) -> "Forest":
+        r"""Moves the tensors to memory that processes share."""
+        self.order.share_memory_()
+        self.parent.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        r"""Whether processes share the tensors."""
+        return self.order.is_shared() and self.parent.is_shared()
+
+    def is_pinned(self) -> bool:
+        r"""Whether the tensors lie in pinned memory."""
+        return self.order.is_pinned() and self.parent.is_pinned()
 
     def depth(self) -> Tensor:
         r"""The number of edges between every node and its root, a LongTensor of shape

@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from hypothesis import given
+from torch_geometric.data import Data
 
 from groot_graph import Forest, root_forest
 from tests.equipment.graphs import FOREST_KINDS, forests, make_forest
@@ -125,3 +126,29 @@ def test_depth_and_levels_refuse_a_cycle(parent):
         forest.depth()
     with pytest.raises(ValueError, match="'parent' must .*cycle"):
         forest.levels()
+
+
+def test_a_forest_goes_wherever_its_data_goes(monkeypatch):
+    forest = root_forest(torch.tensor([[0, 1, 3], [1, 2, 4]]))
+    data = Data(x=torch.ones(5, 1), forest=forest)
+    moved = data.clone().to("meta", non_blocking=True)
+    assert moved.forest.device.type == moved.x.device.type == "meta"
+    copied = data.clone()
+    assert copied.forest is not data.forest and copied.forest.parent.equal(forest.parent)
+    copied.forest.parent[0] = 4
+    assert forest.parent[0] == 0
+    assert data.cpu().forest.num_trees == 2 and data.contiguous().forest.num_trees == 2
+    assert not data.forest.is_shared()
+    assert data.share_memory_().forest.is_shared()
+
+
+def test_a_forest_is_pinned_and_sent_to_a_gpu_with_its_data(monkeypatch):
+    calls = []
+    for name in ("pin_memory", "to"):
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *args, _name=name, **kw: calls.append(_name) or self
+        )
+    forest = root_forest(torch.tensor([[0, 1], [1, 2]]))
+    calls.clear()
+    assert forest.pin_memory().num_nodes == forest.cuda(non_blocking=True).num_nodes == 3
+    assert calls == 2 * ["pin_memory"] + 2 * ["to"]

@@ -182,7 +182,8 @@ class TreeTopology(torch.nn.Module):
         Args:
             x (Tensor): The node features, of shape :obj:`[num_nodes, channels]`. Dissimilarities of
                 half precision features are computed in :obj:`torch.float32`. Where none are
-                computed, for a random forest or from `edge_weight`, features may have any dtype.
+                computed, for a random forest or from `edge_weight`, they may have any dtype and shape
+                :obj:`[num_nodes, *]`.
             edge_index (Tensor or EdgeIndex or SparseTensor or torch.sparse.Tensor): The candidate
                 edges, in one direction or both. A sparse adjacency is PyG's transposed
                 :obj:`adj_t`; its edges are numbered as :func:`torch_geometric.utils.to_edge_index`
@@ -253,7 +254,8 @@ class TreeTopology(torch.nn.Module):
             check_features("x", x, channels)
         else:
             check_tensor("x", x)
-            check_shape("x", x, (None, None), "[num_nodes, channels]")
+            if x.dim() == 0:
+                raise ValueError("'x' must have shape [num_nodes, *], got []")
         edge_index = to_plain_edge_index(edge_index, x)
         check_growth(edge_index, edge_weight, root)
         return edge_index, "x" if edge_weight is None else "edge_weight"

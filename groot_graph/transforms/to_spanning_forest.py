@@ -3,12 +3,13 @@ r"""Any graph as the spanning forest that grows over it."""
 from collections.abc import Callable
 
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import BaseTransform
 
 from groot_graph.checks import check_choice
 from groot_graph.nn import TreeTopology
 from groot_graph.nn.tree_topology import PLAIN_METRICS
+from groot_graph.transforms.utils import one_by_one
 
 
 class ToSpanningForest(BaseTransform):
@@ -72,6 +73,8 @@ class ToSpanningForest(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         _check_data(data)
+        if isinstance(data, Batch):
+            return one_by_one(self, data)
         forest = self.topology(data.x, data.edge_index, data.edge_weight)
         source, target = data.edge_index
         is_kept = (forest.parent[source] == target) | (forest.parent[target] == source)

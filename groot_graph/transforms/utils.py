@@ -3,19 +3,24 @@ r"""What the transforms of raw inputs share."""
 from typing import Any
 
 import torch
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
+
+from groot_graph.forest import Forest
 
 
 class InputToGraph(BaseTransform):
     """Base of the transforms that take a raw input, or a :obj:`Data` that holds it as :obj:`key`.
 
-    A :obj:`Data` hands over its attribute :obj:`key` and keeps all others.
+    A :obj:`Data` hands over its attribute :obj:`key` and keeps all others but those of the edges
+    that it had. The graphs of a :obj:`Batch` are transformed one by one.
     """
 
     key: str
 
     def __call__(self, data: Any) -> Data:
+        if isinstance(data, Batch):
+            return one_by_one(self, data)
         # No shallow copy of a raw tensor, because it would be cut off its gradient.
         return super().__call__(data) if isinstance(data, Data) else self.forward(data)
 
@@ -29,7 +34,21 @@ class InputToGraph(BaseTransform):
             raise ValueError(f"'data' must carry the attribute '{self.key}', got {data.keys()}")
         value = data[self.key]
         del data[self.key]
+        forget_edges(data)
         return value, data
+
+
+def one_by_one(transform: BaseTransform, batch: Batch) -> Batch:
+    """The batch of the transformed graphs, which alone can be taken apart again."""
+    return Batch.from_data_list([transform(graph) for graph in batch.to_data_list()])
+
+
+def forget_edges(data: Data) -> None:
+    """Removes what belongs to edges that are about to be replaced."""
+    for key in list(data.keys()):
+        is_forest = key in ("order_index", "parent_index") or isinstance(data[key], Forest)
+        if is_forest or (data.is_edge_attr(key) and key != "edge_index"):
+            del data[key]
 
 
 def add_batch(data: Data, num_nodes: int, num_graphs: int) -> Data:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.loader import DataLoader
 from torch_geometric.transforms import Compose
 
@@ -148,3 +148,13 @@ def test_bad_options():
         ToSpanningForest(tree="widest")
     with pytest.raises(ValueError, match="'metric' must be one of .* got 'learned'"):
         ToSpanningForest(metric="learned")
+
+
+def test_a_batch_is_one_of_the_transformed_graphs():
+    graphs = [random_graph(size, 2 * size, seed=size) for size in (5, 1, 7)]
+    batch = ToSpanningForest()(Batch.from_data_list(graphs))
+    for part, graph in zip(batch.to_data_list(), graphs, strict=True):
+        expected = ToSpanningForest()(graph)
+        for key in ("x", "edge_index", "order_index", "parent_index"):
+            assert part[key].equal(expected[key])
+    assert Forest(batch.order_index, batch.parent_index).num_nodes == 13
