@@ -182,8 +182,8 @@ class TreeTopology(torch.nn.Module):
         Args:
             x (Tensor): The node features, of shape :obj:`[num_nodes, channels]`. Dissimilarities of
                 half precision features are computed in :obj:`torch.float32`. Where none are
-                computed, for a random forest or from `edge_weight`, they may have any dtype and shape
-                :obj:`[num_nodes, *]`.
+                computed, for a random forest or from `edge_weight`, it may have any dtype, and any
+                shape :obj:`[num_nodes, *]`.
             edge_index (Tensor or EdgeIndex or SparseTensor or torch.sparse.Tensor): The candidate
                 edges, in one direction or both. A sparse adjacency is PyG's transposed
                 :obj:`adj_t`; its edges are numbered as :func:`torch_geometric.utils.to_edge_index`
