@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from groot_graph.forest import Forest
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.plan import plan_of
 
 # What a flag says of the node at one place of the order.
@@ -83,7 +83,7 @@ def _parts(plan: Tensor, num_nodes: int) -> tuple[np.ndarray, ...]:
     return starts[:1], starts[1:], above, flags[:num_nodes]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _prepare(order, parent, place_of_node, first_place, num_bundles, bundles, above, flags):
     r"""Fills the last four arrays; returns the first wrong place, or -1."""
     num_nodes = len(order)

@@ -12,6 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.checks import check_node_range
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.minimum_spanning_forest.weights import int32_keys
 
 # With more edges than this per component, the lightest ones are joined first.
@@ -51,7 +52,7 @@ def _key(bits, is_float):
     return bits ^ np.int32(0x7FFFFFFF) if bits != LOWEST else np.int32(0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _forest(
     source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component
 ):
@@ -93,7 +94,7 @@ def _put(edges, place, first, second, key, edge):
     edges[0, place], edges[1, place], edges[2, place], edges[3, place] = first, second, key, edge
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _split(edges, heavy_edges, num_edges, num_components):
     r"""Moves the edges above a weight to the second list; both lists keep the sequence."""
     sample = np.sort(edges[2, : num_edges : max(1, num_edges // SAMPLE_SIZE)])
@@ -111,7 +112,7 @@ def _split(edges, heavy_edges, num_edges, num_components):
     return num_light, num_heavy
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _join(edges, num_edges, num_components, edge_mask, best, label, component):
     r"""Runs Borůvka's rounds.
 
@@ -149,7 +150,7 @@ def _offer(best, component, key, place):
     best[component] = min(best[component], (np.int64(key) << PLACE_BITS) | np.int64(place))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _contract(edges, num_components, edge_mask, best, label):
     r"""Joins every component along its best edge.
 

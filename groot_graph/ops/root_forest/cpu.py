@@ -6,6 +6,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.checks import check_acyclic, check_node_range, check_one_root_per_tree
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import make_plan, plan_size
 
 
@@ -54,7 +55,7 @@ def _roots(root: "str | Tensor", visited: np.ndarray, tree_start: np.ndarray) ->
     return root.numpy()[np.argsort(tree_of_root)].astype(visited.dtype)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_trees(source, target, start, neighbor, parent, visited, tree_start):
     r"""Lists the neighbors, then visits the trees; returns how many there are, or -1 at a node that
     is out of range.
@@ -64,14 +65,14 @@ def _find_trees(source, target, start, neighbor, parent, visited, tree_start):
     return _visit_from_lowest(start, neighbor, parent, visited, tree_start)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _order_nodes(start, neighbor, visited, tree_start, roots, parent, size, order):
     _sum_sizes(parent, visited, size)
     _move_roots(parent, size, tree_start, roots)
     _heavy_last_preorder(start, neighbor, parent, size, roots, order)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _fill_adjacency(source, target, start, neighbor):
     r"""Lists the neighbours of every node by ascending number; returns False at a node that is out
     of range.
@@ -106,7 +107,7 @@ def _fill_adjacency(source, target, start, neighbor):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _visit_from_lowest(start, neighbor, parent, visited, tree_start):
     r"""Visits tree after tree, breadth first from its lowest node; returns how many there are."""
     num_trees = num_visited = num_seen = 0
@@ -131,7 +132,7 @@ def _visit_from_lowest(start, neighbor, parent, visited, tree_start):
     return num_trees
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sum_sizes(parent, visited, size):
     for place in range(len(visited) - 1, -1, -1):
         node = visited[place]
@@ -139,7 +140,7 @@ def _sum_sizes(parent, visited, size):
             size[parent[node]] += size[node]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _move_roots(parent, size, tree_start, roots):
     r"""Turns the parents on the way from each tree's lowest node to its root around."""
     for tree in range(len(roots)):
@@ -154,7 +155,7 @@ def _move_roots(parent, size, tree_start, roots):
             node, below, outside = above, node, inside
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _heavy_last_preorder(start, neighbor, parent, size, roots, order):
     r"""Depth first; siblings by node number, but the one with the largest subtree last."""
     stack = np.empty(len(order), start.dtype)

@@ -11,6 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from groot_graph.forest import Forest
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import LAST_CHILD, LEAF, ROOT, PlacedForest, placed
 from groot_graph.ops.cpu.simd import (
     all_flat,
@@ -138,7 +139,7 @@ def _take_from_parent(xi, transition, h, row, above, first, last):
         at(tail, last - tail)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _both(first_unit, last_unit, placed, channels, width, x, transition, h):
     order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
@@ -160,7 +161,7 @@ def _both(first_unit, last_unit, placed, channels, width, x, transition, h):
                 _take_from_parent(h, transition, h, row, above, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _up(first_unit, last_unit, placed, channels, width, x, transition, xi):
     order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
@@ -174,7 +175,7 @@ def _up(first_unit, last_unit, placed, channels, width, x, transition, xi):
                 _pass_up(flag, x, transition, xi, row, above, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _down(first_unit, last_unit, placed, channels, width, x, transition, h):
     order, places_above, flags, _ = placed
     for unit in range(first_unit, last_unit):
@@ -218,7 +219,7 @@ def _multiply_rows(left, left_row, right, right_row, target, row, first, last):
         at(tail, last - tail)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _up_backward(
     first_unit, last_unit, placed, channels, width, grad, transition, xi, grad_x, grad_transition
 ):
@@ -237,7 +238,7 @@ def _up_backward(
                 _multiply_rows(grad_x, above, xi, row, grad_transition, row, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _down_backward(
     first_unit, last_unit, placed, channels, width, grad, transition, h, grad_x, grad_transition
 ):
@@ -257,7 +258,7 @@ def _down_backward(
                 _multiply_rows(grad_x, row, h, above, grad_transition, row, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _both_backward(
     first_unit,
     last_unit,

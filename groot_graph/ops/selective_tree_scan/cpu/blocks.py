@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from groot_graph.checks import DIRECTIONS
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import PlacedForest
 from groot_graph.ops.cpu.simd import (
     lanes,
@@ -36,7 +37,7 @@ def scan_backward(
     run_in_chunks(_scan_backward, num_units(placed, operands.channels), *task)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan(first_unit, last_unit, placed, operands, y):
     for number in range(first_unit, last_unit):
         unit = unit_of(number, placed, operands.channels)
@@ -48,7 +49,7 @@ def _scan(first_unit, last_unit, placed, operands, y):
             _read(placed, unit, s, operands, state, y)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan_backward(first_unit, last_unit, placed, direction, operands, grad, grads):
     for number in range(first_unit, last_unit):
         unit = unit_of(number, placed, operands.channels)
@@ -63,7 +64,7 @@ def _scan_backward(first_unit, last_unit, placed, direction, operands, grad, gra
             discretise_backward(placed, unit, s, operands, grad_x, slope, grads)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip(placed, unit, operands, y):
     r"""y_i = D u_i."""
     u, D = operands.u, operands.D
@@ -75,7 +76,7 @@ def skip(placed, unit, operands, y):
             store(y, row + channel, count, multiply(load(D, channel, count), value))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip_backward(placed, unit, operands, grad, grads):
     r"""ū_i = D ȳ_i,  D̄ = Σ ȳ_i u_i."""
     u, D, grad_u, grad_D = operands.u, operands.D, grads.u, grads.D
@@ -89,7 +90,7 @@ def skip_backward(placed, unit, operands, grad, grads):
             add_product(grad_D, unit.bundle * operands.channels + channel, count, grad_y, value)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def discretise(placed, unit, s, operands, state, transition):
     r"""x_i = Δ_i B_i u_i and a_i = exp(Δ'_i A), for one of the states."""
     u, delta, step, B = operands.u, operands.delta, operands.transition_delta, operands.B
@@ -105,7 +106,7 @@ def discretise(placed, unit, s, operands, state, transition):
             store_whole(transition, own, a)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def discretise_backward(placed, unit, s, operands, grad_x, slope, grads):
     r"""Adds what x̄ and the slopes a ā of one of the states give to u, Δ, Δ', A and B."""
     grad_B = grads.B

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 
 from groot_graph.checks import DIRECTIONS
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import PlacedForest
 from groot_graph.ops.cpu.simd import (
     add,
@@ -107,7 +107,7 @@ def _norm(operands: Operands, eps: float) -> Norm:
     return Norm(scalar(1 / max(1, operands.channels)), scalar(eps))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan_bundles(first_bundle, last_bundle, placed, direction, operands, norm, h, y):
     blocks = num_blocks(operands.channels)
     for bundle in range(first_bundle, last_bundle):
@@ -119,7 +119,7 @@ def _scan_bundles(first_bundle, last_bundle, placed, direction, operands, norm, 
             _read(start, stop, placed, s, operands, norm, h, y)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan_bundles_backward(
     first_bundle, last_bundle, placed, direction, operands, norm, h, grad, grads
 ):
@@ -134,21 +134,21 @@ def _scan_bundles_backward(
             _find_states_backward(first, last, placed, direction, s, operands, h, grads)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _skip(first_unit, last_unit, placed, operands, y):
     r"""y_i = D u_i."""
     for number in range(first_unit, last_unit):
         skip(placed, unit_of(number, placed, operands.channels), operands, y)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _skip_backward(first_unit, last_unit, placed, operands, grad, grads):
     r"""ū_i = D ȳ_i,  D̄ = Σ ȳ_i u_i."""
     for number in range(first_unit, last_unit):
         skip_backward(placed, unit_of(number, placed, operands.channels), operands, grad, grads)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_states(first_unit, last_unit, placed, direction, s, operands, h):
     r"""One of the states, as rows of all channels by place."""
     for number in range(first_unit, last_unit):
@@ -163,7 +163,7 @@ def _find_states(first_unit, last_unit, placed, direction, s, operands, h):
                 store(h, row + channel, unit.last - channel, value)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_states_backward(first_unit, last_unit, placed, direction, s, operands, grad_h, grads):
     r"""What h̄ of one of the states gives to the operands."""
     for number in range(first_unit, last_unit):
@@ -181,7 +181,7 @@ def _find_states_backward(first_unit, last_unit, placed, direction, s, operands,
         discretise_backward(placed, unit, s, operands, grad_x, slope, grads)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _read(first_place, last_place, placed, s, operands, norm, h, y):
     r"""y_i += C_i ĥ_i."""
     channels, C = operands.channels, operands.C
@@ -194,7 +194,7 @@ def _read(first_place, last_place, placed, s, operands, norm, h, y):
             add_product(y, row, count, weight, load(h, own + channel, count))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _read_backward(first_place, last_place, placed, s, operands, norm, h, grad, grads):
     r"""C̄ = Σ ȳ ĥ, and h̄ = C (ȳ − mean(ȳ) − ĥ mean(ȳ ĥ)) / deviation, in the place of h."""
     channels, C, grad_C = operands.channels, operands.C, grads.C
@@ -219,7 +219,7 @@ def _read_backward(first_place, last_place, placed, s, operands, norm, h, grad, 
             store(h, own + channel, count, multiply(weight, rest))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _center(h, row, channels, norm):
     r"""Takes the mean off a row; returns its deviation, the root of variance and eps."""
     total = zeros(h)

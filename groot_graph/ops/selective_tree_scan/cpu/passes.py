@@ -6,6 +6,7 @@ Each kernel turns rows of one quantity into those of another where they stand.
 from numba import njit
 
 from groot_graph.checks import DIRECTIONS
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import ROOT
 from groot_graph.ops.cpu.simd import (
     lanes,
@@ -22,7 +23,7 @@ from groot_graph.ops.selective_tree_scan.cpu.units import CHANNELS_PER_BLOCK
 BOTH, UP, DOWN = map(DIRECTIONS.index, ("both", "up", "down"))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scan_rows(placed, unit, direction, transition, rows):
     r"""From x to h."""
     if direction == DOWN:
@@ -33,7 +34,7 @@ def scan_rows(placed, unit, direction, transition, rows):
         _add_rest_of_tree(placed, unit, transition, rows)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scan_rows_backward(placed, unit, direction, transition, rows, grad_rows):
     r"""From x and h̄ to h and x̄; leaves a ā, the gradient of log(a), where the transitions stood."""
     if direction == UP:
@@ -57,7 +58,7 @@ def _own_and_above(placed, unit, place):
     return (place - unit.start) * CHANNELS_PER_BLOCK, above * CHANNELS_PER_BLOCK
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sum_subtrees(placed, unit, transition, rows):
     r"""ξ_p += a_i ξ_i."""
     for place in range(unit.stop - 1, unit.start - 1, -1):
@@ -70,7 +71,7 @@ def _sum_subtrees(placed, unit, transition, rows):
             store_whole(rows, above + column, multiply_add(a, value, others))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sum_ancestors(placed, unit, transition, rows):
     r"""h_i = x_i + a_i h_p."""
     for place in range(unit.start, unit.stop):
@@ -83,7 +84,7 @@ def _sum_ancestors(placed, unit, transition, rows):
             store_whole(rows, own + column, h)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_rest_of_tree(placed, unit, transition, rows):
     r"""h_i = ξ_i + a_i (h_p − a_i ξ_i), from sums over subtrees to sums over trees."""
     for place in range(unit.start, unit.stop):
@@ -96,7 +97,7 @@ def _add_rest_of_tree(placed, unit, transition, rows):
             store_whole(rows, own + column, multiply_add(a, outside, xi))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_rest_of_tree_backward(placed, unit, transition, rows, grad_rows):
     r"""From ξ to h and from γ to Γ, sums over trees, and from a_i to
     a_i ā_i = a_i (γ_i (h_p − a_i ξ_i) + ξ_i (Γ_p − a_i γ_i)).
@@ -117,7 +118,7 @@ def _add_rest_of_tree_backward(placed, unit, transition, rows, grad_rows):
             store_whole(transition, own + column, multiply(a, grad_a))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _to_slopes(placed, unit, transition, passed_up, passed_down):
     r"""a_i ā_i = a_i ξ_i h_p, of what is passed up from a node and down from its parent."""
     for place in range(unit.start, unit.stop):

@@ -8,6 +8,7 @@ all states of a node in one visit.
 import numpy as np
 from numba import njit
 
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import LAST_CHILD, LEAF, ROOT, PlacedForest
 from groot_graph.ops.cpu.simd import (
     lanes,
@@ -38,7 +39,7 @@ def scan(placed: PlacedForest, direction: str, operands: Operands, y: np.ndarray
     run_in_chunks(kernel, number, placed, slots, num_slots, operands, y)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _assign_slots(placed, slots):
     r"""Gives every parent a slot from its own place to its last child's; returns how many."""
     free = np.empty(len(slots), slots.dtype)
@@ -57,7 +58,7 @@ def _assign_slots(placed, slots):
     return num_slots
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _up(first_unit, last_unit, placed, slots, num_slots, operands, y):
     state = np.empty(num_slots * operands.state_size * CHANNELS_PER_BLOCK, y.dtype)
     for number in range(first_unit, last_unit):
@@ -68,7 +69,7 @@ def _up(first_unit, last_unit, placed, slots, num_slots, operands, y):
                 _visit_up(placed, unit, place, channel, slots, operands, state, y)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _down(first_unit, last_unit, placed, slots, num_slots, operands, y):
     state = np.empty(num_slots * operands.state_size * CHANNELS_PER_BLOCK, y.dtype)
     for number in range(first_unit, last_unit):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from groot_graph.ops.cpu.compiled import compiled
 from groot_graph.ops.cpu.order import PlacedForest
 
 # One vector in float32, two in float64.
@@ -31,7 +32,7 @@ class Unit(NamedTuple):
     block: int
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def num_blocks(channels):
     return -(-channels // CHANNELS_PER_BLOCK)
 
