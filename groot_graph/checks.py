@@ -123,6 +123,12 @@ def check_edge_length(edge_length, u: Tensor, u_name: str) -> None:
     check_lengths("edge_length", edge_length)
 
 
+def check_edge_mask(edge_mask, u: Tensor) -> None:
+    check_floating("edge_mask", edge_mask)
+    check_shape("edge_mask", edge_mask, (u.size(0),), "[num_nodes]")
+    check_device("edge_mask", edge_mask, "u", u.device)
+
+
 def check_lengths(name: str, lengths: Tensor) -> None:
     r"""Reads the values: a length is neither negative nor infinite nor NaN."""
     if not values_are_checked(lengths) or lengths.numel() == 0:

@@ -13,6 +13,7 @@ from groot_graph.checks import (
     check_direction,
     check_dt_rank,
     check_edge_length,
+    check_edge_mask,
     check_features,
     check_forest,
     check_number,
@@ -158,7 +159,13 @@ class TreeSSM(torch.nn.Module):
         if self.edge_steps:
             self.sigma.fill_(math.log(math.expm1(INITIAL_SCALE)))
 
-    def forward(self, u: Tensor, forest: Forest, edge_length: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        u: Tensor,
+        forest: Forest,
+        edge_length: Tensor | None = None,
+        edge_mask: Tensor | None = None,
+    ) -> Tensor:
         r"""Passes the states along the forest.
 
         Args:
@@ -167,6 +174,9 @@ class TreeSSM(torch.nn.Module):
             edge_length (Tensor, optional): The length of the edge from every node to its parent, of
                 shape :obj:`[num_nodes]`, not negative; a root's is not read. Needed with
                 `edge_steps`, and refused without. (default: :obj:`None`)
+            edge_mask (Tensor, optional): How much of the edge from every node to its parent is
+                there, from zero to one, of shape :obj:`[num_nodes]`: what an explainer asks with.
+                A transition is taken times :math:`m_k^{|\mathbf{A}|}`. (default: all of it)
 
         Returns:
             Tensor: The output, of the shape and dtype of `u`.
@@ -182,17 +192,22 @@ class TreeSSM(torch.nn.Module):
         check_forest(forest, u.size(0), u.device, "u")
         if self.edge_steps or edge_length is not None:
             self._check_edge_length(edge_length, u)
-        operands, norm = self._operands(u, edge_length), self.state_norm
+        if edge_mask is not None:
+            check_edge_mask(edge_mask, u)
+        operands, norm = self._operands(u, edge_length, edge_mask), self.state_norm
         if norm is None:
             return self._scan(*operands, forest).to(u.dtype)
         return self._normalized_scan(*operands, forest, norm).to(u.dtype)
 
-    def transition(self, u: Tensor, edge_length: Tensor | None = None) -> Tensor:
+    def transition(
+        self, u: Tensor, edge_length: Tensor | None = None, edge_mask: Tensor | None = None
+    ) -> Tensor:
         r"""The transition of the edge from every node to its parent: how much of a state passes.
 
         Args:
             u (Tensor): The node features, of shape :obj:`[num_nodes, channels]`.
             edge_length (Tensor, optional): See :meth:`forward`. (default: :obj:`None`)
+            edge_mask (Tensor, optional): See :meth:`forward`. (default: :obj:`None`)
 
         Returns:
             Tensor: The transitions, of shape :obj:`[num_nodes, channels, state_size]`.
@@ -204,7 +219,9 @@ class TreeSSM(torch.nn.Module):
         check_features("u", u, self.channels)
         if self.edge_steps or edge_length is not None:
             self._check_edge_length(edge_length, u)
-        _, _, transition_delta, A, *_ = self._operands(u, edge_length)
+        if edge_mask is not None:
+            check_edge_mask(edge_mask, u)
+        _, _, transition_delta, A, *_ = self._operands(u, edge_length, edge_mask)
         return (transition_delta.unsqueeze(2) * A).exp()
 
     def no_weight_decay(self) -> set[str]:
@@ -216,15 +233,21 @@ class TreeSSM(torch.nn.Module):
         return {"A_log", "D", "sigma"} if self.edge_steps else {"A_log", "D"}
 
     def forest_and_transition(
-        self, u: Tensor, forest: Forest, edge_length: Tensor | None = None
+        self,
+        u: Tensor,
+        forest: Forest,
+        edge_length: Tensor | None = None,
+        edge_mask: Tensor | None = None,
     ) -> tuple[Forest, Tensor]:
         r"""What the states pass along, for :func:`groot_graph.analysis.scan_of_layer`: the forest,
         and the :meth:`transition` of every node, of shape
         :obj:`[num_nodes, channels * state_size]`.
         """
-        return forest, self.transition(u, edge_length).flatten(1)
+        return forest, self.transition(u, edge_length, edge_mask).flatten(1)
 
-    def _operands(self, u: Tensor, edge_length: Tensor | None) -> Operands:
+    def _operands(
+        self, u: Tensor, edge_length: Tensor | None, edge_mask: Tensor | None
+    ) -> Operands:
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
         delta = self.dt_proj(delta)
@@ -235,6 +258,11 @@ class TreeSSM(torch.nn.Module):
             # An outer product, whose gradients are two products of a matrix and a vector.
             with torch.autocast(u.device.type, enabled=False):
                 transition_delta = torch.addr(delta, edge_length.to(dtype), scale)
+        if edge_mask is not None:
+            # An edge that is hardly there is a long one.
+            least = torch.finfo(dtype).tiny
+            missing = -edge_mask.to(dtype).clamp(min=least).log().unsqueeze(1)
+            transition_delta = transition_delta + missing
         A, D = -self.A_log.to(dtype).exp(), self.D.to(dtype)
         return u.to(dtype), delta, transition_delta, A, B.to(dtype), C.to(dtype), D
 
@@ -249,7 +277,7 @@ class TreeSSM(torch.nn.Module):
         D: Tensor,
         forest: Forest,
     ) -> Tensor:
-        own = transition_delta if self.edge_steps else None
+        own = None if transition_delta is delta else transition_delta
         return trusted_selective_tree_scan(u, delta, A, B, C, forest, D, self.direction, own)
 
     def _normalized_scan(
@@ -270,7 +298,7 @@ class TreeSSM(torch.nn.Module):
             h = trusted_tree_scan(delta * u * B, transition, forest, self.direction)
             return C * norm(h) + D * u
         # Several are normalized as they are scanned, never all in memory.
-        own = transition_delta if self.edge_steps else None
+        own = None if transition_delta is delta else transition_delta
         y = trusted_selective_tree_scan(
             u, delta, A, B, C, forest, None, self.direction, own, norm.eps
         )

@@ -263,7 +263,8 @@ class TreeSSMConv(MessagePassing):
                 forest = self.topology.grow(*grown_from)
         elif self.ssm.edge_steps and edge_length is None:
             edge_length = self.topology.measure(u, forest)
-        y = self.ssm(u, forest, edge_length)
+        edge_mask = self._mask_of_parents(edge_index, forest) if self.explain else None
+        y = self.ssm(u, forest, edge_length, edge_mask)
         return self._gate_in_parts(y, z) if is_large else self._gate(y, z)
 
     def _activate(self, u: Tensor, edge_index: Adj | None) -> Tensor:
@@ -285,6 +286,22 @@ class TreeSSMConv(MessagePassing):
         check_shape("aggr(x)", neighbors, (u.size(0), width), "[num_nodes, inner_channels]")
         neighbors = neighbors.view(-1, *self.weight_neighbor.shape) * self.weight_neighbor
         return self.weight_self * u + neighbors.sum(dim=1) + self.bias_mix
+
+    def _mask_of_parents(self, edge_index: OptTensor, forest: Forest) -> OptTensor:
+        r"""An explainer's mask of the edge between every node and its parent: the mean of the edges
+        that join them, in either direction.
+        """
+        mask = self._edge_mask
+        if mask is None or edge_index is None or edge_index.size(1) != mask.numel():
+            return None
+        mask = mask.sigmoid() if self._apply_sigmoid else mask
+        source, target = edge_index
+        is_up, is_down = forest.parent[source] == target, forest.parent[target] == source
+        child = torch.where(is_up, source, target)
+        joins = (is_up | is_down) & (source != target)
+        count = mask.new_zeros(forest.num_nodes).index_add(0, child, joins.to(mask.dtype))
+        total = torch.zeros_like(count).index_add(0, child, torch.where(joins, mask, 0))
+        return torch.where(count > 0, total / count.clamp(min=1), 1)
 
     def _num_aggrs(self) -> int:
         if not isinstance(self.aggr_module, MultiAggregation):

@@ -1,6 +1,7 @@
 import copy
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch_geometric.data import Batch, Data
+from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import GPSConv, MessagePassing, Sequential, SoftmaxAggregation, to_hetero
 from torch_geometric.utils import scatter
 
 import groot_graph
 from groot_graph import root_forest
-from groot_graph.nn import GridTreeSSM, TreeSSMConv, TreeTopology
+from groot_graph.nn import GridTreeSSM, TreeSSM, TreeSSMConv, TreeTopology
 from tests.equipment.adjacencies import FORMS, adjacency_forms
 from tests.equipment.graphs import make_forest, random_graph
 from tests.equipment.modules import perturbed, pickled
@@ -666,3 +669,60 @@ def kept_elsewhere(model: torch.nn.Module) -> torch.nn.Module:
         module.register_forward_hook(take_away)
         take_away(module, None, None)
     return model
+
+
+def masked(conv: TreeSSMConv, edge_index: torch.Tensor, mask: torch.Tensor) -> TreeSSMConv:
+    """As explainers mask the edges of a model."""
+    conv = copy.deepcopy(conv)
+    set_masks(conv, mask, edge_index, apply_sigmoid=False)
+    return conv
+
+
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+@pytest.mark.parametrize("state_size", [1, 3])
+def test_an_edge_mask_reaches_the_tree(state_size, edge_steps):
+    settings = {"aggr": None, "edge_steps": edge_steps}
+    conv = perturbed(TreeSSMConv(4, 3, state_size, **settings)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    edge_index = torch.tensor([[0, 1, 2, 2, 1, 4], [1, 2, 3, 1, 0, 3]])
+    forest = root_forest(edge_index[:, [0, 1, 2, 5]])
+    everything = torch.ones(6, dtype=torch.float64)
+    whole = masked(conv, edge_index, everything)(x, edge_index, forest=forest)
+    assert_close(whole, conv(x, edge_index, forest=forest))
+    # Without the edge between 1 and 2, in both directions.
+    cut = everything.clone()
+    cut[[1, 3]] = 0
+    length = conv.topology.measure(conv._activate(conv.in_proj(x), None), forest)
+    parts = root_forest(edge_index[:, [0, 2, 5]], root=torch.tensor([0, 2]), num_nodes=5)
+    given = {"edge_length": length} if edge_steps else {}
+    expected = conv(x, edge_index, forest=parts, **given)
+    assert_close(masked(conv, edge_index, cut)(x, edge_index, forest=forest), expected)
+
+
+def test_an_explainer_finds_the_edges_that_matter():
+    """On a path, an edge matters to the node at one end if taking it away changes the output."""
+    conv, x = TreeSSMConv(4, 4, 4).eval(), torch.randn(5, 4)
+    edge_index = torch.tensor([[0, 1, 3], [1, 2, 4]])
+    explainer = Explainer(
+        conv,
+        GNNExplainer(epochs=50),
+        explanation_type="model",
+        edge_mask_type="object",
+        model_config={"mode": "regression", "task_level": "node", "return_type": "raw"},
+    )
+    found = explainer(x, edge_index, index=0).edge_mask
+    assert (found[:2] > 0).all() and found[2] == 0
+
+
+@pytest.mark.parametrize(
+    "edge_mask, error, message",
+    [
+        (torch.ones(3).long(), TypeError, "'edge_mask' must have a floating point dtype"),
+        (torch.ones(4), ValueError, r"'edge_mask' must have shape \[num_nodes\]"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(edge_mask, error, message):
+    ssm, u, forest = TreeSSM(4), torch.randn(3, 4), make_forest("chain", 3)
+    for call in (partial(ssm, u, forest), partial(ssm.transition, u)):
+        with pytest.raises(error, match=message):
+            call(edge_mask=edge_mask)
