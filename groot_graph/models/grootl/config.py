@@ -2,11 +2,13 @@ r"""The configuration of GrootL."""
 
 import math
 
-from transformers import AutoConfig, MambaConfig
+from transformers import AutoConfig, MambaConfig, PreTrainedConfig
 
 from groot_graph.checks import check_choice, check_number, check_positive_int
 from groot_graph.models.grootl.cache import CACHE_NAME
 from groot_graph.models.grootl.trees import TEXT_TREES
+
+TREE_SETTINGS = ("tree_window", "tree_scale", "tree_mode")
 
 
 class GrootLConfig(MambaConfig):
@@ -59,6 +61,26 @@ class GrootLConfig(MambaConfig):
         if not math.isfinite(self.tree_scale):
             raise ValueError(f"'tree_scale' must be finite, got {self.tree_scale}")
         check_choice("tree_mode", self.tree_mode, tuple(TEXT_TREES))
+
+    @classmethod
+    def of_mamba(cls, config: PreTrainedConfig, **kwargs) -> "GrootLConfig":
+        r"""The configuration of a Mamba, or of a GrootL, with a tree.
+
+        Args:
+            config (transformers.MambaConfig): The configuration. It is left as it is.
+            **kwargs (optional): Arguments of this class that differ.
+
+        Raises:
+            TypeError: If `config` is of another model.
+        """
+        if not isinstance(config, MambaConfig):
+            raise TypeError(
+                f"'config' must be a GrootLConfig or a MambaConfig, got {type(config).__name__}"
+            )
+        given = config.to_dict()
+        for name in ("model_type", "architectures"):
+            given.pop(name, None)
+        return cls(**{**given, **kwargs})
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -20,24 +20,25 @@ class AfterContext(NamedTuple):
     and the same where others put tokens before a text, as prompt tuning does.
     """
 
-    count: Tensor
+    num_after: Tensor
 
 
 class PromptContexts(NamedTuple):
     r"""The contexts of the prompts that are generated from.
 
     Args:
-        count (LongTensor): How many tokens of every prompt follow its context, of shape
+        num_after (LongTensor): How many tokens of every prompt follow its context, of shape
             :obj:`[batch, 1]`.
         num_places (int): The number of token ids of every prompt.
     """
 
-    count: Tensor
+    num_after: Tensor
     num_places: int
 
     def of(self, input_ids: Tensor) -> AfterContext:
         r"""The same contexts in the texts so far."""
-        return AfterContext(self.count + (input_ids.size(1) - self.num_places))
+        num_new = max(input_ids.size(1) - self.num_places, 0)
+        return AfterContext(self.num_after + num_new)
 
 
 Contexts: TypeAlias = int | Sequence[int] | Tensor | AfterContext | None
@@ -165,7 +166,7 @@ def layout_of(
     num_places = x.size(1)
     start, length = extent(mask, x)
     stop = start + length
-    context_stop = stop - after_contexts(contexts, length, num_places).count.to(x.device)
+    context_stop = stop - after_contexts(contexts, length, num_places).num_after.to(x.device)
     return TextLayout(start, stop, context_stop, num_places, window, num_readouts, mask)
 
 
@@ -196,8 +197,8 @@ def contexts_of_prompts(
     mask = checked_mask(mask, prompt)
     _check_ends_in_a_token(mask)
     _, length = extent(mask, prompt)
-    count = after_contexts(contexts, length, prompt.size(1)).count
-    return AfterContext(count.repeat_interleave(num_copies, dim=0))
+    num_after = after_contexts(contexts, length, prompt.size(1)).num_after
+    return AfterContext(num_after.repeat_interleave(num_copies, dim=0))
 
 
 def _check_ends_in_a_token(mask: Tensor | None) -> None:
@@ -267,6 +268,15 @@ def _check_begins(name: str, begins: Tensor, mask: Tensor | None) -> None:
         raise ValueError(
             f"'{name}' must be left out or tell of one text in a row, got another that begins at "
             f"place {place}: {ONE_TEXT_PER_ROW}"
+        )
+
+
+def check_prompt_is_whole(input_ids: Tensor, contexts: PromptContexts, tree_mode: str) -> None:
+    r"""The published tree is grown over a prompt at once."""
+    if tree_mode == "context" and input_ids.size(1) < contexts.num_places:
+        raise ValueError(
+            "'prefill_chunk_size' must be None with tree_mode='context', whose tree is grown over "
+            f"the whole prompt of {contexts.num_places} tokens, got chunks of {input_ids.size(1)}"
         )
 
 

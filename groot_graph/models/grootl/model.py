@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, MambaForCausalLM
+from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.mamba.modeling_mamba import MambaPreTrainedModel, MambaRMSNorm
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from groot_graph.models.grootl.cache import (
@@ -20,7 +22,7 @@ from groot_graph.models.grootl.cache import (
     one_cache,
     without_cache,
 )
-from groot_graph.models.grootl.config import GrootLConfig
+from groot_graph.models.grootl.config import TREE_SETTINGS, GrootLConfig
 from groot_graph.models.grootl.inputs import (
     Contexts,
     PromptContexts,
@@ -28,6 +30,7 @@ from groot_graph.models.grootl.inputs import (
     check_goes_on,
     check_is_longer,
     check_one_text_per_row,
+    check_prompt_is_whole,
     checked_mask,
     contexts_of_prompts,
     layout_of,
@@ -43,6 +46,8 @@ from groot_graph.models.grootl.mixer import (
     at_least_single,
 )
 from groot_graph.models.grootl.trees import TextTree
+
+logger = logging.get_logger(__name__)
 
 
 class GrootLBlock(GradientCheckpointingLayer):
@@ -64,6 +69,26 @@ class GrootLPreTrainedModel(MambaPreTrainedModel):
     config_class = GrootLConfig
     _no_split_modules = ["GrootLBlock"]
 
+    def __init__(self, config: GrootLConfig):
+        if not isinstance(config, GrootLConfig):
+            raise TypeError(
+                f"'config' must be a GrootLConfig, got {type(config).__name__}; "
+                "GrootLConfig.of_mamba makes one of a MambaConfig"
+            )
+        # from_pretrained() overwrites settings of a configuration that was checked before.
+        config.check_tree()
+        super().__init__(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        if isinstance(config, PreTrainedConfig):
+            tree = {name: kwargs.pop(name) for name in TREE_SETTINGS if name in kwargs}
+            is_whole = isinstance(config, GrootLConfig) and not tree
+            config = config if is_whole else GrootLConfig.of_mamba(config, **tree)
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, **kwargs
+        )
+
 
 class GrootLModel(GrootLPreTrainedModel):
     r"""The blocks of :class:`~groot_graph.models.GrootLForCausalLM`, from tokens to their last
@@ -74,8 +99,6 @@ class GrootLModel(GrootLPreTrainedModel):
     """
 
     def __init__(self, config: GrootLConfig):
-        # from_pretrained() overwrites settings of a configuration that was checked before.
-        config.check_tree()
         super().__init__(config)
         self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
@@ -224,7 +247,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             raise TypeError(
                 f"'model' must be a transformers.MambaForCausalLM, got {type(model).__name__}"
             )
-        config = GrootLConfig(**{**_without_type(model.config.to_dict()), **kwargs})
+        config = GrootLConfig.of_mamba(model.config, **kwargs)
         with torch.device("meta"):
             grootl = cls(config)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -298,17 +321,20 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 :func:`torch_geometric.set_debug`.
         """
         past_key_values = one_cache(past_key_values, cache, cache_params)
+        contexts: Contexts = context_lengths
         if labels is not None:
             use_cache = False if use_cache is None else use_cache
             begins = past_key_values is None or past_key_values.get_seq_length() == 0
-            if context_lengths is None and begins:
-                context_lengths = after_unlabelled(labels, attention_mask)
+            if contexts is None and begins:
+                contexts = after_unlabelled(labels, attention_mask)
+        elif contexts is None and past_key_values is None:
+            self._warn_of_whole_context()
         output = self.backbone(
             input_ids,
             attention_mask,
             inputs_embeds,
             past_key_values,
-            context_lengths,
+            contexts,
             use_cache,
             output_hidden_states,
             return_dict=True,
@@ -327,6 +353,17 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: output.get(CACHE_NAME)},
         )
 
+    def _warn_of_whole_context(self) -> None:
+        r"""A loss outside the model knows the context, but the model does not."""
+        is_published = self.config.tree_mode == "context" and self.config.tree_scale != 0
+        learns = self.training and torch.is_grad_enabled()
+        if is_published and learns and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "without 'labels' and 'context_lengths' the tree is grown over whole texts, whose "
+                "tokens hear those that they are to predict: give 'context_lengths' to train with "
+                "a loss of your own"
+            )
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor,
@@ -341,6 +378,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             check_is_longer(next_sequence_length, cache)
             attention_mask = context_lengths = None
         if isinstance(context_lengths, PromptContexts):
+            check_prompt_is_whole(input_ids, context_lengths, self.config.tree_mode)
             context_lengths = context_lengths.of(input_ids)
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
@@ -351,8 +389,10 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def _prepare_attention_mask_for_generation(self, *args, **kwargs) -> Tensor:
-        mask = super()._prepare_attention_mask_for_generation(*args, **kwargs)  # type: ignore[misc]
+    def _prepare_attention_mask_for_generation(  # type: ignore[override]
+        self, *args, **kwargs
+    ) -> Tensor:
+        mask = super()._prepare_attention_mask_for_generation(*args, **kwargs)
         return mask_of_leading_padding(mask)
 
     def _expand_inputs_for_generation(
@@ -368,7 +408,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         if cache is None or cache.num_tokens == 0:
             given = kwargs.pop("context_lengths", None)
             after = contexts_of_prompts(given, mask, prompt, expand_size)
-            kwargs["context_lengths"] = PromptContexts(after.count, input_ids.size(1))
+            kwargs["context_lengths"] = PromptContexts(after.num_after, input_ids.size(1))
         else:
             check_goes_on(mask_of_next(mask, prompt, cache), kwargs.pop("context_lengths", None))
             cache = cache.repeated(expand_size) if expand_size > 1 else cache
@@ -384,8 +424,6 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         return False
 
 
-def _without_type(config: dict) -> dict:
-    return {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
-
-
 AutoModelForCausalLM.register(GrootLConfig, GrootLForCausalLM)
+# By this name Trainer knows that labels are to be shifted, and a pipeline that text is generated.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GrootLConfig.model_type] = GrootLForCausalLM.__name__
