@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
+from transformers import MambaForCausalLM
 
-from groot_graph.models.grootl.config import TREE_SETTINGS
+from groot_graph.models.grootl.config import TREE_SETTINGS, tree_of_adapter
 from groot_graph.models.grootl.model import GrootLForCausalLM
 from groot_graph.models.grootl.training import without_adapter
 
@@ -48,12 +49,30 @@ def reading_the_tree(from_pretrained: Callable) -> Callable:
 
     @wraps(from_pretrained)
     def load(cls, pretrained_model_name_or_path, *args, **kwargs):
-        told = PeftConfig.from_pretrained(pretrained_model_name_or_path, **kwargs).auto_mapping
-        if told is None or told.get("base_model_class") != MODEL_CLASS:
+        tree = tree_of_adapter(pretrained_model_name_or_path, **kwargs)
+        if tree is None:
             return from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs)
         over_grootl = type(cls.__name__, (cls,), {"_target_class": GrootLForCausalLM})
-        kwargs = {**told.get("tree", {}), **kwargs}
+        kwargs = {**tree, **kwargs}
         return from_pretrained(over_grootl, pretrained_model_name_or_path, *args, **kwargs)
+
+    return load
+
+
+def refusing_those_of_grootl(load_adapter: Callable) -> Callable:
+    r"""A Mamba, as which transformers' own auto classes read the model below an adapter, does not
+    take one that was learned with a tree.
+    """
+
+    @wraps(load_adapter)
+    def load(model: MambaForCausalLM, peft_model_id=None, *args, **kwargs):
+        tree = None if peft_model_id is None else tree_of_adapter(peft_model_id, **kwargs)
+        if tree is not None:
+            raise ValueError(
+                f"'peft_model_id' must be an adapter of a Mamba, got one of a {MODEL_CLASS} with "
+                f"{tree}: {MODEL_CLASS}.from_pretrained('{peft_model_id}') reads it"
+            )
+        return load_adapter(model, peft_model_id, *args, **kwargs)
 
     return load
 
@@ -66,3 +85,6 @@ for auto_class in (AutoPeftModel, AutoPeftModelForCausalLM):
     auto_class.from_pretrained = classmethod(  # type: ignore[method-assign, assignment]
         reading_the_tree(load)
     )
+MambaForCausalLM.load_adapter = refusing_those_of_grootl(  # type: ignore[method-assign]
+    MambaForCausalLM.load_adapter
+)

@@ -1,8 +1,12 @@
 r"""The configuration of GrootL."""
 
+import json
 import math
+from os import PathLike
+from pathlib import Path
 
 from transformers import AutoConfig, MambaConfig, PreTrainedConfig
+from transformers.utils import find_adapter_config_file
 
 from groot_graph.checks import check_choice, check_number, check_positive_int
 from groot_graph.models.grootl.cache import CACHE_NAME
@@ -93,6 +97,21 @@ class GrootLConfig(MambaConfig):
                 f"'{pretrained_model_name_or_path}'"
             )
         return {**config, "model_type": cls.model_type}, kwargs
+
+
+def tree_of_adapter(name_or_path: str | PathLike, **kwargs) -> dict | None:
+    r"""The settings of the tree that an adapter of GrootL tells of, or None without one.
+
+    Args:
+        name_or_path (str or Path): Where an adapter may be.
+        **kwargs (optional): Where to look for it on the Hub, among other things.
+    """
+    names = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
+    where = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    path = find_adapter_config_file(str(name_or_path), **where)
+    if path is None:
+        return None
+    return (json.loads(Path(path).read_text()).get("auto_mapping") or {}).get("tree")
 
 
 AutoConfig.register(GrootLConfig.model_type, GrootLConfig)

@@ -22,7 +22,7 @@ from groot_graph.models.grootl.cache import (
     one_cache,
     without_cache,
 )
-from groot_graph.models.grootl.config import TREE_SETTINGS, GrootLConfig
+from groot_graph.models.grootl.config import TREE_SETTINGS, GrootLConfig, tree_of_adapter
 from groot_graph.models.grootl.inputs import (
     Contexts,
     PromptContexts,
@@ -85,6 +85,8 @@ class GrootLPreTrainedModel(MambaPreTrainedModel):
             tree = {name: kwargs.pop(name) for name in TREE_SETTINGS if name in kwargs}
             is_whole = isinstance(config, GrootLConfig) and not tree
             config = config if is_whole else GrootLConfig.of_mamba(config, **tree)
+        else:
+            kwargs = {**(tree_of_adapter(pretrained_model_name_or_path, **kwargs) or {}), **kwargs}
         return super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, **kwargs
         )

@@ -65,7 +65,7 @@ def test_an_adapter_without_a_task(tmp_path, base):
 
 
 def test_adapters_of_a_mamba_are_left_as_they_were(tmp_path, base):
-    from transformers import MambaForCausalLM
+    from transformers import AutoModelForCausalLM, MambaForCausalLM
 
     model = adapted(MambaForCausalLM.from_pretrained(base), task_type="CAUSAL_LM")
     model.save_pretrained(tmp_path / "adapter")
@@ -73,6 +73,7 @@ def test_adapters_of_a_mamba_are_left_as_they_were(tmp_path, base):
     assert config["auto_mapping"] is None
     again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert type(again.get_base_model()) is MambaForCausalLM
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")) is MambaForCausalLM
 
 
 def test_grootl_reads_an_adapter_folder_itself(tmp_path, base):
@@ -81,3 +82,13 @@ def test_grootl_reads_an_adapter_folder_itself(tmp_path, base):
     again = GrootLForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     assert {name: getattr(again.config, name) for name in TREE} == TREE
     assert same_logits(again, model)
+
+
+def test_the_auto_class_of_transformers_says_how_to_read_it(tmp_path, base):
+    from transformers import AutoModelForCausalLM
+
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="got one of a GrootLForCausalLM .*'causal'.* reads it"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    AutoModelForCausalLM.from_pretrained(base)
