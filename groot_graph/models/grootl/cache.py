@@ -7,8 +7,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # What transformers calls the memory of generation: "cache" from 5.24 on.
 CACHE_NAME = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
-# The last is that of Mamba.
-CACHE_NAMES = ("past_key_values", "cache", "cache_params")
 
 
 class GrootLCache:
@@ -54,14 +52,15 @@ class GrootLCache:
         return copies
 
 
-def one_cache(*caches: Any) -> Any:
-    r"""The cache that is given under one of :obj:`CACHE_NAMES`, in their order."""
-    named = zip(CACHE_NAMES, caches, strict=False)
-    given = {name: cache for name, cache in named if cache is not None}
+def one_cache(past_key_values: Any, cache: Any, cache_params: Any) -> Any:
+    r"""The cache that is given under one of its names, of which the last is that of Mamba."""
+    if cache is None and cache_params is None:
+        return past_key_values
+    named = {"past_key_values": past_key_values, "cache": cache, "cache_params": cache_params}
+    given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
-        first, second, *_ = given
-        raise ValueError(f"'{second}' must be left out with '{first}', whose other name it is")
-    return next(iter(given.values()), None)
+        raise ValueError(f"'{given[1]}' must be left out with '{given[0]}', whose other name it is")
+    return named[given[0]]
 
 
 def check_cache(cache: Any, num_layers: int, num_texts: int) -> None:
@@ -87,5 +86,6 @@ def check_cache(cache: Any, num_layers: int, num_texts: int) -> None:
 
 def without_cache(kwargs: dict) -> tuple[Any, dict]:
     r"""The cache among keyword arguments, and the others."""
-    cache = one_cache(*(kwargs.pop(name, None) for name in CACHE_NAMES))
+    caches = [kwargs.pop("past_key_values", None), kwargs.pop("cache", None)]
+    cache = one_cache(*caches, kwargs.pop("cache_params", None))
     return cache, kwargs

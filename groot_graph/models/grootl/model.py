@@ -329,7 +329,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             begins = past_key_values is None or past_key_values.get_seq_length() == 0
             if contexts is None and begins:
                 contexts = after_unlabelled(labels, attention_mask)
-        elif contexts is None and past_key_values is None:
+        elif self.training and contexts is None and past_key_values is None:
             self._warn_of_whole_context()
         output = self.backbone(
             input_ids,
@@ -358,8 +358,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
     def _warn_of_whole_context(self) -> None:
         r"""A loss outside the model knows the context, but the model does not."""
         is_published = self.config.tree_mode == "context" and self.config.tree_scale != 0
-        learns = self.training and torch.is_grad_enabled()
-        if is_published and learns and not torch.compiler.is_compiling():
+        if is_published and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             logger.warning_once(
                 "without 'labels' and 'context_lengths' the tree is grown over whole texts, whose "
                 "tokens hear those that they are to predict: give 'context_lengths' to train with "
