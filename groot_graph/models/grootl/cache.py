@@ -86,6 +86,6 @@ def check_cache(cache: Any, num_layers: int, num_texts: int) -> None:
 
 def without_cache(kwargs: dict) -> tuple[Any, dict]:
     r"""The cache among keyword arguments, and the others."""
-    caches = [kwargs.pop("past_key_values", None), kwargs.pop("cache", None)]
-    cache = one_cache(*caches, kwargs.pop("cache_params", None))
+    first, second = kwargs.pop("past_key_values", None), kwargs.pop("cache", None)
+    cache = one_cache(first, second, kwargs.pop("cache_params", None))
     return cache, kwargs
