@@ -65,25 +65,25 @@ def checked_mask(mask: Tensor | None, x: Tensor, num_before: int = 0) -> Tensor 
             f"{with_past}, got {list(mask.shape)}"
         )
     mask = mask[:, mask.size(1) - num_places :].to(x.device)
-    _check_no_numbered_texts(mask)
-    mask = mask.bool()
-    begins = mask[:, :1].sum(dim=1) + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
-    if checks.values_are_checked(begins) and bool((begins > 1).any()):
-        text = int(begins.gt(1).nonzero()[0])
-        raise ValueError(
-            "'attention_mask' must have zeros before and after a text alone, got some inside text "
-            f"{text}"
-        )
-    return mask
+    if checks.values_are_checked(mask):
+        _check_one_text(mask)
+    return mask.bool()
 
 
-def _check_no_numbered_texts(mask: Tensor) -> None:
-    if mask.dtype == torch.bool or not checks.values_are_checked(mask):
-        return
+def _check_one_text(mask: Tensor) -> None:
+    r"""A row of a mask holds one text, which its places follow without a gap."""
     if bool((mask > 1).any()):
         raise ValueError(
             "'attention_mask' must hold 0 and 1, got numbers that keep texts in one row apart: "
             f"{ONE_TEXT_PER_ROW}"
+        )
+    mask = mask.bool()
+    begins = mask[:, :1].sum(dim=1) + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
+    if bool((begins > 1).any()):
+        text = int(begins.gt(1).nonzero()[0])
+        raise ValueError(
+            "'attention_mask' must have zeros before and after a text alone, got some inside text "
+            f"{text}"
         )
 
 
