@@ -100,16 +100,24 @@ def scan_of_layer(
         raise TypeError(f"'model' must be a torch.nn.Module, got {type(model).__name__}")
     module = _find_scan(model, layer)
     seen: list[tuple] = []
-    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args))
+    scans: list[tuple[Forest, Tensor]] = []
+
+    def look(module: Any, args: tuple) -> None:
+        # While the model runs, because adapters and offloaded weights may be in place only then;
+        # and once, because the module is called again for it.
+        if not seen:
+            seen.append(args)
+            scans.append(module.forest_and_transition(*args))
+
+    hook = module.register_forward_pre_hook(look)
     try:
         with torch.no_grad():
             model(*inputs, **kwargs)
     finally:
         hook.remove()
-    if not seen:
+    if not scans:
         raise ValueError(f"'layer' must be one that the model runs, got {layer!r}")
-    with torch.no_grad():
-        return module.forest_and_transition(*seen[0])
+    return scans[0]
 
 
 def raster_forest(height: int, width: int) -> Forest:

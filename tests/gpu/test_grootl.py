@@ -89,3 +89,26 @@ def test_generates_in_half_precision():
         torch.randint(1, 97, (2, 9), device="cuda"), max_new_tokens=8, num_beams=2
     )
     assert text.shape[0] == 2 and text.shape[1] > 9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["context", "causal"])
+def test_blocks_on_several_devices(mode):
+    hooks = pytest.importorskip("accelerate.hooks")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = grootl(tree_mode=mode)
+    input_ids = torch.randint(1, 97, (2, 20), device="cuda")
+    mask = torch.ones_like(input_ids)
+    mask[1, :5] = 0
+
+    def logits_of_both() -> torch.Tensor:
+        prompt = model(input_ids[:, :16], mask[:, :16], use_cache=True)
+        cache = getattr(prompt, CACHE_NAME)
+        cache.reorder_cache(torch.tensor([1, 0], device="cuda"))
+        following = model(input_ids[:, 16:], past_key_values=cache)
+        return torch.cat([prompt.logits, following.logits], dim=1)
+
+    expected = logits_of_both()
+    block = model.backbone.layers[1].cpu()
+    hooks.add_hook_to_module(block, hooks.AlignDevicesHook("cpu", io_same_device=True))
+    torch.testing.assert_close(logits_of_both(), expected, rtol=0, atol=1e-4)

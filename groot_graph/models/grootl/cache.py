@@ -1,4 +1,6 @@
-r"""What GrootL remembers of its texts, and the two names that transformers has for it."""
+r"""What GrootL remembers of its texts, and the names that transformers has for it."""
+
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -34,15 +36,56 @@ class GrootLCache:
             for name, value in layer.items():
                 layer[name] = value.index_select(0, beam_idx.to(value.device))
 
+    @property
+    def num_texts(self) -> int:
+        r"""The number of texts, zero before the first are read."""
+        values = [value for layer in self.layers for value in layer.values()]
+        return values[0].size(0) if values else 0
 
-def one_cache(past_key_values: GrootLCache | None, cache: GrootLCache | None) -> GrootLCache | None:
-    r"""The cache that is given under one of its two names."""
-    if past_key_values is not None and cache is not None:
-        raise ValueError("'cache' must be left out with 'past_key_values', whose other name it is")
-    return past_key_values if cache is None else cache
+    def repeated(self, num_copies: int) -> "GrootLCache":
+        r"""A cache of several copies of every text; this one is left as it is."""
+        copies = GrootLCache(len(self.layers))
+        copies.num_tokens = self.num_tokens
+        for layer, copy in zip(self.layers, copies.layers, strict=True):
+            for name, value in layer.items():
+                copy[name] = value.repeat_interleave(num_copies, dim=0)
+        return copies
 
 
-def under_its_name(kwargs: dict) -> dict:
-    r"""Keyword arguments with the cache, where there is one, under :obj:`CACHE_NAME`."""
-    cache = one_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
-    return kwargs if cache is None else {**kwargs, CACHE_NAME: cache}
+def one_cache(past_key_values: Any, cache: Any, cache_params: Any) -> Any:
+    r"""The cache that is given under one of its names, of which the last is that of Mamba."""
+    if cache is None and cache_params is None:
+        return past_key_values
+    named = {"past_key_values": past_key_values, "cache": cache, "cache_params": cache_params}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"'{given[1]}' must be left out with '{given[0]}', whose other name it is")
+    return named[given[0]]
+
+
+def check_cache(cache: Any, num_layers: int, num_texts: int) -> None:
+    r"""Refuses what is no cache of GrootL, or one of other texts or of another model."""
+    if cache is None:
+        return
+    if not isinstance(cache, GrootLCache):
+        raise TypeError(
+            f"'past_key_values' must be a GrootLCache, got {type(cache).__name__}: leave it out at "
+            "the first tokens, and the model returns one"
+        )
+    if len(cache.layers) != num_layers:
+        raise ValueError(
+            f"'past_key_values' must be of a model of {num_layers} layers, got "
+            f"{len(cache.layers)} layers"
+        )
+    if cache.num_tokens > 0 and cache.num_texts != num_texts:
+        raise ValueError(
+            f"'past_key_values' must be of as many texts as are given, {num_texts}, got "
+            f"{cache.num_texts}; generate() makes the copies for beams and samples itself"
+        )
+
+
+def without_cache(kwargs: dict) -> tuple[Any, dict]:
+    r"""The cache among keyword arguments, and the others."""
+    first, second = kwargs.pop("past_key_values", None), kwargs.pop("cache", None)
+    cache = one_cache(first, second, kwargs.pop("cache_params", None))
+    return cache, kwargs

@@ -1,12 +1,18 @@
 r"""The configuration of GrootL."""
 
+import json
 import math
+from os import PathLike
+from pathlib import Path
 
-from transformers import AutoConfig, MambaConfig
+from transformers import AutoConfig, MambaConfig, PreTrainedConfig
+from transformers.utils import find_adapter_config_file
 
 from groot_graph.checks import check_choice, check_number, check_positive_int
 from groot_graph.models.grootl.cache import CACHE_NAME
 from groot_graph.models.grootl.trees import TEXT_TREES
+
+TREE_SETTINGS = ("tree_window", "tree_scale", "tree_mode")
 
 
 class GrootLConfig(MambaConfig):
@@ -61,6 +67,26 @@ class GrootLConfig(MambaConfig):
         check_choice("tree_mode", self.tree_mode, tuple(TEXT_TREES))
 
     @classmethod
+    def of_mamba(cls, config: PreTrainedConfig, **kwargs) -> "GrootLConfig":
+        r"""The configuration of a Mamba, or of a GrootL, with a tree.
+
+        Args:
+            config (transformers.MambaConfig): The configuration. It is left as it is.
+            **kwargs (optional): Arguments of this class that differ.
+
+        Raises:
+            TypeError: If `config` is of another model.
+        """
+        if not isinstance(config, MambaConfig):
+            raise TypeError(
+                f"'config' must be a GrootLConfig or a MambaConfig, got {type(config).__name__}"
+            )
+        given = config.to_dict()
+        for name in ("model_type", "architectures"):
+            given.pop(name, None)
+        return cls(**{**given, **kwargs})
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         found = config.get("model_type")
@@ -71,6 +97,21 @@ class GrootLConfig(MambaConfig):
                 f"'{pretrained_model_name_or_path}'"
             )
         return {**config, "model_type": cls.model_type}, kwargs
+
+
+def tree_of_adapter(name_or_path: str | PathLike, **kwargs) -> dict | None:
+    r"""The settings of the tree that an adapter of GrootL tells of, or None without one.
+
+    Args:
+        name_or_path (str or Path): Where an adapter may be.
+        **kwargs (optional): Where to look for it on the Hub, among other things.
+    """
+    names = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
+    where = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    path = find_adapter_config_file(str(name_or_path), **where)
+    if path is None:
+        return None
+    return (json.loads(Path(path).read_text()).get("auto_mapping") or {}).get("tree")
 
 
 AutoConfig.register(GrootLConfig.model_type, GrootLConfig)

@@ -12,47 +12,79 @@ from groot_graph.models.grootl.trees import TextLayout
 
 # The label of tokens that the loss leaves out.
 IGNORED = -100
+ONE_TEXT_PER_ROW = "give every text a row of its own, padded, with its 'attention_mask'"
 
 
-class FittingContexts(NamedTuple):
-    r"""Context lengths that are known to fit their texts, of shape :obj:`[batch, 1]`."""
+class AfterContext(NamedTuple):
+    r"""How many tokens of every text follow its context, of shape :obj:`[batch, 1]`: known to fit,
+    and the same where others put tokens before a text, as prompt tuning does.
+    """
 
-    lengths: Tensor
-
-    def expanded(self, num_copies: int) -> "FittingContexts":
-        r"""The context lengths of several copies of every text."""
-        return FittingContexts(self.lengths.repeat_interleave(num_copies, dim=0))
+    num_after: Tensor
 
 
-Contexts: TypeAlias = int | Sequence[int] | Tensor | FittingContexts | None
+class PromptContexts(NamedTuple):
+    r"""The contexts of the prompts that are generated from.
+
+    Args:
+        num_after (LongTensor): How many tokens of every prompt follow its context, of shape
+            :obj:`[batch, 1]`.
+        num_places (int): The number of token ids of every prompt.
+    """
+
+    num_after: Tensor
+    num_places: int
+
+    def of(self, input_ids: Tensor) -> AfterContext:
+        r"""The same contexts in the texts so far."""
+        num_new = max(input_ids.size(1) - self.num_places, 0)
+        return AfterContext(self.num_after + num_new)
 
 
-def checked_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
+Contexts: TypeAlias = int | Sequence[int] | Tensor | AfterContext | None
+
+
+def checked_mask(mask: Tensor | None, x: Tensor, num_before: int = 0) -> Tensor | None:
     r"""Which places hold a token, on the device of the embeddings; None where all do.
 
     Args:
         mask (Tensor, optional): What a user gives: 0 at padding, of shape
-            :obj:`[batch, num_places]`. Places that stand before these are left out.
-        x (Tensor): The embeddings, of shape :obj:`[batch, num_places, hidden_size]`.
+            :obj:`[batch, num_places]`, or of all places so far, of which the first are left out.
+        x (Tensor): The embeddings, or the tokens, of shape :obj:`[batch, num_places, ...]`.
+        num_before (int, optional): The number of places before these. (default: :obj:`0`)
     """
     if mask is None:
         return None
     batch_size, num_places = x.shape[:2]
     checks.check_tensor("attention_mask", mask)
-    if mask.dim() != 2 or mask.size(0) != batch_size or mask.size(1) < num_places:
+    lengths = num_places, num_before + num_places
+    if mask.dim() != 2 or mask.size(0) != batch_size or mask.size(1) not in lengths:
+        with_past = f", or [{batch_size}, {lengths[1]}] with its past" if num_before > 0 else ""
         raise ValueError(
-            f"'attention_mask' must have shape [batch, num_tokens] = [{batch_size}, {num_places}], "
-            f"got {list(mask.shape)}"
+            f"'attention_mask' must have shape [batch, num_tokens] = [{batch_size}, {num_places}]"
+            f"{with_past}, got {list(mask.shape)}"
         )
-    mask = mask[:, mask.size(1) - num_places :].to(x.device).bool()
+    mask = mask[:, mask.size(1) - num_places :].to(x.device)
+    if checks.values_are_checked(mask):
+        _check_one_text(mask)
+    return mask.bool()
+
+
+def _check_one_text(mask: Tensor) -> None:
+    r"""A row of a mask holds one text, which its places follow without a gap."""
+    if bool((mask > 1).any()):
+        raise ValueError(
+            "'attention_mask' must hold 0 and 1, got numbers that keep texts in one row apart: "
+            f"{ONE_TEXT_PER_ROW}"
+        )
+    mask = mask.bool()
     begins = mask[:, :1].sum(dim=1) + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
-    if checks.values_are_checked(begins) and bool((begins > 1).any()):
+    if bool((begins > 1).any()):
         text = int(begins.gt(1).nonzero()[0])
         raise ValueError(
             "'attention_mask' must have zeros before and after a text alone, got some inside text "
             f"{text}"
         )
-    return mask
 
 
 def extent(mask: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,19 +96,19 @@ def extent(mask: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
     return mask.int().argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
 
 
-def fitting_contexts(contexts: Contexts, length: Tensor, num_places: int) -> FittingContexts:
+def after_contexts(contexts: Contexts, length: Tensor, num_places: int) -> AfterContext:
     r"""Checks the context lengths that a user gives.
 
     Args:
-        contexts (int or list or LongTensor or FittingContexts, optional): For all texts or for
-            each; None stands for whole texts.
+        contexts (int or list or LongTensor or AfterContext, optional): For all texts or for each;
+            None stands for whole texts.
         length (LongTensor): How many tokens every text has, of shape :obj:`[batch, 1]`.
         num_places (int): The number of places of every text, padding included.
     """
-    if isinstance(contexts, FittingContexts):
+    if isinstance(contexts, AfterContext):
         return contexts
     if contexts is None:
-        return FittingContexts(length)
+        return AfterContext(torch.zeros_like(length))
     lengths = _as_integers(contexts)
     if lengths.dim() > 1 or lengths.numel() not in (1, length.size(0)):
         raise ValueError(
@@ -87,7 +119,7 @@ def fitting_contexts(contexts: Contexts, length: Tensor, num_places: int) -> Fit
     _check_fit(lengths, torch.tensor(num_places))
     lengths = lengths.to(length.device).expand_as(length)
     _check_fit(lengths, length)
-    return FittingContexts(lengths)
+    return AfterContext(length - lengths)
 
 
 def _as_integers(lengths) -> Tensor:
@@ -126,15 +158,16 @@ def layout_of(
     Args:
         x (Tensor): The embeddings, of shape :obj:`[batch, num_places, hidden_size]`.
         mask (BoolTensor, optional): A checked mask.
-        contexts (int or list or LongTensor or FittingContexts, optional): The contexts, which are
+        contexts (int or list or LongTensor or AfterContext, optional): The contexts, which are
             checked here.
         window (int): How many places back a token may be joined to.
         num_readouts (int, optional): The number of readouts of every text. (default: :obj:`0`)
     """
     num_places = x.size(1)
     start, length = extent(mask, x)
-    context_stop = start + fitting_contexts(contexts, length, num_places).lengths.to(x.device)
-    return TextLayout(start, start + length, context_stop, num_places, window, num_readouts, mask)
+    stop = start + length
+    context_stop = stop - after_contexts(contexts, length, num_places).num_after.to(x.device)
+    return TextLayout(start, stop, context_stop, num_places, window, num_readouts, mask)
 
 
 def check_goes_on(mask: Tensor | None, contexts: Contexts) -> None:
@@ -150,6 +183,103 @@ def check_goes_on(mask: Tensor | None, contexts: Contexts) -> None:
         )
 
 
+def contexts_of_prompts(
+    contexts: Contexts, mask: Tensor | None, prompt: Tensor, num_copies: int
+) -> AfterContext:
+    r"""Checks prompts, and tells the contexts of several copies of each.
+
+    Args:
+        contexts (int or list or LongTensor, optional): What a user gives.
+        mask (Tensor, optional): What a user gives.
+        prompt (Tensor): The tokens or embeddings, of shape :obj:`[batch, num_places, ...]`.
+        num_copies (int): The number of copies.
+    """
+    mask = checked_mask(mask, prompt)
+    _check_ends_in_a_token(mask)
+    _, length = extent(mask, prompt)
+    num_after = after_contexts(contexts, length, prompt.size(1)).num_after
+    return AfterContext(num_after.repeat_interleave(num_copies, dim=0))
+
+
+def _check_ends_in_a_token(mask: Tensor | None) -> None:
+    if mask is not None and not bool(mask[:, -1].all()):
+        text = int((~mask[:, -1]).nonzero()[0])
+        raise ValueError(
+            "'attention_mask' must be 1 at the last place of a text that generate() goes on with, "
+            f"got 0 for text {text}: pad on the left"
+        )
+
+
+def mask_of_next(mask: Tensor | None, text: Tensor, cache: GrootLCache) -> Tensor | None:
+    r"""Which of the places that follow a cache hold a token.
+
+    Args:
+        mask (Tensor, optional): What a user gives.
+        text (Tensor): The whole texts or, with a longer mask, the tokens that follow.
+        cache (GrootLCache): What is remembered of the texts.
+    """
+    if mask is None:
+        return None
+    is_whole = mask.size(1) == text.size(1)
+    num_next = text.size(1) - (cache.num_tokens if is_whole else 0)
+    return mask[:, mask.size(1) - max(num_next, 0) :].bool()
+
+
+def mask_of_leading_padding(mask: Tensor) -> Tensor:
+    r"""A mask that was inferred from padding tokens, of which those inside a text are its own."""
+    ends_in_padding = mask[:, -1] == 0
+    if bool(ends_in_padding.any()):
+        text = int(ends_in_padding.nonzero()[0])
+        raise ValueError(
+            "'attention_mask' must be given where a text ends with the padding token, got none for "
+            f"text {text}: 1 where it is a token of the text, 0 at padding, on the left"
+        )
+    return mask.cummax(dim=1).values
+
+
+def check_one_text_per_row(mask: Tensor | None, told: dict) -> None:
+    r"""Refuses texts that stand one after the other in one row, as packing collators make them.
+
+    Args:
+        mask (BoolTensor, optional): A checked mask.
+        told (dict): Arguments of which :obj:`position_ids`, :obj:`seq_idx`, :obj:`cu_seq_lens_q`
+            and :obj:`cu_seq_lens_k` tell where texts begin.
+    """
+    position, number = told.get("position_ids"), told.get("seq_idx")
+    if position is not None:
+        _check_begins("position_ids", position[..., 1:] <= position[..., :-1], mask)
+    if number is not None:
+        _check_begins("seq_idx", number[..., 1:] != number[..., :-1], mask)
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if told.get(name) is not None and len(told[name]) > 2:
+            raise ValueError(
+                f"'{name}' must be left out or tell of one text, got {len(told[name]) - 1}: "
+                f"{ONE_TEXT_PER_ROW}"
+            )
+
+
+def _check_begins(name: str, begins: Tensor, mask: Tensor | None) -> None:
+    if mask is not None and begins.size(-1) == mask.size(1) - 1:
+        begins = begins.to(mask.device) & mask[:, 1:] & mask[:, :-1]
+    # On every device, because texts that hear each other are no error that shows.
+    begins = begins.cpu()
+    if checks.values_are_checked(begins) and bool(begins.any()):
+        place = int(begins.nonzero()[0, -1]) + 1
+        raise ValueError(
+            f"'{name}' must be left out or tell of one text in a row, got another that begins at "
+            f"place {place}: {ONE_TEXT_PER_ROW}"
+        )
+
+
+def check_prompt_is_whole(input_ids: Tensor, contexts: PromptContexts, tree_mode: str) -> None:
+    r"""The published tree is grown over a prompt at once."""
+    if tree_mode == "context" and input_ids.size(1) < contexts.num_places:
+        raise ValueError(
+            "'prefill_chunk_size' must be None with tree_mode='context', whose tree is grown over "
+            f"the whole prompt of {contexts.num_places} tokens, got chunks of {input_ids.size(1)}"
+        )
+
+
 def check_is_longer(num_new: int | None, cache: GrootLCache) -> None:
     r"""A text that generation goes on with holds tokens that the cache has not seen."""
     if num_new is not None and num_new < 1:
@@ -160,10 +290,14 @@ def check_is_longer(num_new: int | None, cache: GrootLCache) -> None:
         )
 
 
-def unlabelled(labels: Tensor, mask: Tensor | None) -> Tensor:
-    r"""How many tokens each text has before the first that the loss is taken of."""
-    leading = (labels == IGNORED).cumprod(dim=1).sum(dim=1)
-    if mask is None:
-        return leading
-    start, length = (of_text.flatten() for of_text in extent(mask, mask))
-    return (leading - start).clamp(min=0).minimum(length)
+def after_unlabelled(labels: Tensor, mask: Tensor | None) -> AfterContext:
+    r"""The contexts of texts to learn from: their tokens before the first that the loss is taken
+    of.
+
+    Args:
+        labels (LongTensor): Of shape :obj:`[batch, num_places]`.
+        mask (Tensor, optional): What a user gives.
+    """
+    start, length = extent(checked_mask(mask, labels), labels)
+    leading = (labels == IGNORED).cumprod(dim=1).sum(dim=1, keepdim=True)
+    return AfterContext(length - (leading - start).clamp(min=0).minimum(length))

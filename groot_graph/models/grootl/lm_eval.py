@@ -26,6 +26,7 @@ except ImportError as error:
         'pip install "groot-graph[eval]"'
     ) from error
 
+from groot_graph.models.grootl.config import TREE_SETTINGS
 from groot_graph.models.grootl.model import GrootLForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def _check_model(model: torch.nn.Module, kwargs: dict) -> None:
             "'pretrained' must be a str or a GrootLForCausalLM, got "
             f"{type(model).__name__}; GrootLForCausalLM.from_mamba makes one of a Mamba"
         )
-    for name in ("tree_window", "tree_scale", "tree_mode"):
+    for name in TREE_SETTINGS:
         if name in kwargs:
             raise ValueError(f"'{name}' must be left out with a model, which has its own")
 

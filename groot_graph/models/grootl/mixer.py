@@ -25,7 +25,7 @@ class WholeTexts:
         self.layout = layout
 
     def mixed_by(self, mixer: "GrootLMixer", u: Tensor) -> Tensor:
-        return mixer.scan(u, self.layout)
+        return mixer.scan(u, self.layout.on(u.device))
 
 
 class Prompts:
@@ -41,7 +41,7 @@ class Prompts:
         self.cache = cache
 
     def mixed_by(self, mixer: "GrootLMixer", u: Tensor) -> Tensor:
-        return mixer.prefill(u, self.layout, self.cache.layers[mixer.layer_idx])
+        return mixer.prefill(u, self.layout.on(u.device), self.cache.layers[mixer.layer_idx])
 
 
 class NextTokens:
@@ -58,7 +58,22 @@ class NextTokens:
         return mixer.step(u, self.cache.layers[mixer.layer_idx])
 
 
-Texts: TypeAlias = WholeTexts | Prompts | NextTokens
+class SeenTexts:
+    r"""Whole texts of which is kept what a mixer passes along, in place of what comes of it.
+
+    Args:
+        layout (TextLayout): Where their tokens stand.
+    """
+
+    def __init__(self, layout: TextLayout):
+        self.layout = layout
+
+    def mixed_by(self, mixer: "GrootLMixer", u: Tensor) -> Tensor:
+        self.seen = mixer.look(u, self.layout.on(u.device))
+        return torch.zeros_like(u)
+
+
+Texts: TypeAlias = WholeTexts | Prompts | NextTokens | SeenTexts
 
 
 class Operands(NamedTuple):
@@ -198,8 +213,18 @@ class GrootLMixer(MambaMixer):
         """
         if isinstance(texts, NextTokens):
             raise ValueError("'past_key_values' must be empty for a forest over whole texts")
-        layout = texts.layout.without_readouts()
-        u, _ = self.in_proj(hidden_states).chunk(2, dim=-1)
+        texts = SeenTexts(texts.layout.without_readouts())
+        # Through the call, which puts weights in their place that are kept elsewhere.
+        self(hidden_states, texts)
+        return texts.seen
+
+    def look(self, u: Tensor, layout: TextLayout) -> tuple[Forest, Tensor]:
+        r"""The trees over whole texts and the transitions of their edges.
+
+        Args:
+            u (Tensor): The inputs, of shape :obj:`[batch, num_places, channels]`.
+            layout (TextLayout): Where the tokens stand.
+        """
         operands = self._operands_of_texts(self._from_the_start(u, layout), layout)
         forest = self.tree(self._tree_input(operands), operands.B, layout)
         step = self.tree.step_of_edge(operands.of_nodes().delta)

@@ -2,28 +2,40 @@ r"""GrootL: a pretrained Mamba language model whose states also pass along a tre
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, MambaForCausalLM
+from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.mamba.modeling_mamba import MambaPreTrainedModel, MambaRMSNorm
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from groot_graph.models.grootl.cache import CACHE_NAME, GrootLCache, one_cache, under_its_name
-from groot_graph.models.grootl.config import GrootLConfig
+from groot_graph.models.grootl.cache import (
+    CACHE_NAME,
+    GrootLCache,
+    check_cache,
+    one_cache,
+    without_cache,
+)
+from groot_graph.models.grootl.config import TREE_SETTINGS, GrootLConfig, tree_of_adapter
 from groot_graph.models.grootl.inputs import (
     Contexts,
+    PromptContexts,
+    after_unlabelled,
     check_goes_on,
     check_is_longer,
+    check_one_text_per_row,
+    check_prompt_is_whole,
     checked_mask,
-    extent,
-    fitting_contexts,
+    contexts_of_prompts,
     layout_of,
-    unlabelled,
+    mask_of_leading_padding,
+    mask_of_next,
 )
 from groot_graph.models.grootl.mixer import (
     GrootLMixer,
@@ -33,6 +45,9 @@ from groot_graph.models.grootl.mixer import (
     WholeTexts,
     at_least_single,
 )
+from groot_graph.models.grootl.trees import TextTree
+
+logger = logging.get_logger(__name__)
 
 
 class GrootLBlock(GradientCheckpointingLayer):
@@ -54,6 +69,28 @@ class GrootLPreTrainedModel(MambaPreTrainedModel):
     config_class = GrootLConfig
     _no_split_modules = ["GrootLBlock"]
 
+    def __init__(self, config: GrootLConfig):
+        if not isinstance(config, GrootLConfig):
+            raise TypeError(
+                f"'config' must be a GrootLConfig, got {type(config).__name__}; "
+                "GrootLConfig.of_mamba makes one of a MambaConfig"
+            )
+        # from_pretrained() overwrites settings of a configuration that was checked before.
+        config.check_tree()
+        super().__init__(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        if isinstance(config, PreTrainedConfig):
+            tree = {name: kwargs.pop(name) for name in TREE_SETTINGS if name in kwargs}
+            is_whole = isinstance(config, GrootLConfig) and not tree
+            config = config if is_whole else GrootLConfig.of_mamba(config, **tree)
+        else:
+            kwargs = {**(tree_of_adapter(pretrained_model_name_or_path, **kwargs) or {}), **kwargs}
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, **kwargs
+        )
+
 
 class GrootLModel(GrootLPreTrainedModel):
     r"""The blocks of :class:`~groot_graph.models.GrootLForCausalLM`, from tokens to their last
@@ -64,8 +101,6 @@ class GrootLModel(GrootLPreTrainedModel):
     """
 
     def __init__(self, config: GrootLConfig):
-        # from_pretrained() overwrites settings of a configuration that was checked before.
-        config.check_tree()
         super().__init__(config)
         self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
@@ -91,22 +126,26 @@ class GrootLModel(GrootLPreTrainedModel):
         context_lengths: "int | Sequence[int] | Tensor | None" = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: GrootLCache | None = None,
+        cache_params: GrootLCache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         r"""Arguments and output as those of :class:`~groot_graph.models.GrootLForCausalLM`."""
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
+        past_key_values = one_cache(past_key_values, cache, cache_params)
         if use_cache is None:
             use_cache = config.use_cache and not self.training
-        if use_cache and self.gradient_checkpointing and self.training:
-            raise ValueError("'use_cache' must be False in training with gradient checkpointing")
+        if use_cache or past_key_values is not None:
+            self._check_remembers()
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        check_cache(past_key_values, len(self.layers), x.size(0))
         if use_cache and past_key_values is None:
             past_key_values = GrootLCache(len(self.layers))
-        texts = self._texts(x, attention_mask, context_lengths, past_key_values)
+        texts = self._texts(x, attention_mask, context_lengths, past_key_values, kwargs)
 
         hidden_states = []
         for layer in self.layers:
@@ -122,18 +161,29 @@ class GrootLModel(GrootLPreTrainedModel):
             **{CACHE_NAME: past_key_values},  # type: ignore[arg-type]
         )
 
+    def _check_remembers(self) -> None:
+        r"""What checkpointing computes anew for a gradient would go on from a cache twice."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "'use_cache' must be False in training with gradient checkpointing, and "
+                "'past_key_values' left out"
+            )
+
     def _texts(
         self,
         x: Tensor,
         attention_mask: Tensor | None,
         context_lengths: Contexts,
         cache: GrootLCache | None,
+        told: dict,
     ) -> Texts:
-        mask = checked_mask(attention_mask, x)
+        mask = checked_mask(attention_mask, x, 0 if cache is None else cache.num_tokens)
+        check_one_text_per_row(mask, told)
         if cache is not None and cache.num_tokens > 0:
             check_goes_on(mask, context_lengths)
             return NextTokens(cache)
-        tree = cast(GrootLBlock, self.layers[0]).mixer.tree
+        # Searched for, because others may have wrapped what holds it.
+        tree = next(module for module in self.layers[0].modules() if isinstance(module, TextTree))
         if cache is None:
             return WholeTexts(layout_of(x, mask, context_lengths, tree.window))
         num_readouts = tree.num_readouts(self.config.state_size)
@@ -199,7 +249,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             raise TypeError(
                 f"'model' must be a transformers.MambaForCausalLM, got {type(model).__name__}"
             )
-        config = GrootLConfig(**{**_without_type(model.config.to_dict()), **kwargs})
+        config = GrootLConfig.of_mamba(model.config, **kwargs)
         with torch.device("meta"):
             grootl = cls(config)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -227,6 +277,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: GrootLCache | None = None,
+        cache_params: GrootLCache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""The logits of the next tokens.
@@ -254,6 +305,8 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 which ones, to compute logits; :obj:`0` are all. (default: :obj:`0`)
             cache (GrootLCache, optional): `past_key_values`, under the name that transformers has
                 for it from 5.24 on. (default: :obj:`None`)
+            cache_params (GrootLCache, optional): `past_key_values`, under the name that Mamba has
+                for it. (default: :obj:`None`)
             **kwargs (optional): :obj:`return_dict=False` for a tuple; and those of the loss, such
                 as :obj:`num_items_in_batch`.
 
@@ -269,19 +322,25 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
                 what needs the values of tensors is checked only under
                 :func:`torch_geometric.set_debug`.
         """
+        past_key_values = one_cache(past_key_values, cache, cache_params)
+        contexts: Contexts = context_lengths
         if labels is not None:
             use_cache = False if use_cache is None else use_cache
-            if context_lengths is None:
-                context_lengths = unlabelled(labels, attention_mask)
+            begins = past_key_values is None or past_key_values.get_seq_length() == 0
+            if contexts is None and begins:
+                contexts = after_unlabelled(labels, attention_mask)
+        elif self.training and contexts is None and past_key_values is None:
+            self._warn_of_whole_context()
         output = self.backbone(
             input_ids,
             attention_mask,
             inputs_embeds,
-            one_cache(past_key_values, cache),
-            context_lengths,
+            past_key_values,
+            contexts,
             use_cache,
             output_hidden_states,
             return_dict=True,
+            **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = output.last_hidden_state[:, kept]
@@ -296,19 +355,32 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: output.get(CACHE_NAME)},
         )
 
+    def _warn_of_whole_context(self) -> None:
+        r"""A loss outside the model knows the context, but the model does not."""
+        is_published = self.config.tree_mode == "context" and self.config.tree_scale != 0
+        if is_published and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "without 'labels' and 'context_lengths' the tree is grown over whole texts, whose "
+                "tokens hear those that they are to predict: give 'context_lengths' to train with "
+                "a loss of your own"
+            )
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
         attention_mask: torch.LongTensor | None = None,
         inputs_embeds: Tensor | None = None,
-        context_lengths: Contexts = None,
+        context_lengths: Contexts | PromptContexts = None,
         **kwargs,
     ) -> dict[str, Any]:
         cache = kwargs.get(CACHE_NAME)
         if cache is not None and cache.num_tokens > 0:
             check_is_longer(next_sequence_length, cache)
             attention_mask = context_lengths = None
+        if isinstance(context_lengths, PromptContexts):
+            check_prompt_is_whole(input_ids, context_lengths, self.config.tree_mode)
+            context_lengths = context_lengths.of(input_ids)
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -318,20 +390,34 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
+    def _prepare_attention_mask_for_generation(  # type: ignore[override]
+        self, *args, **kwargs
+    ) -> Tensor:
+        mask = super()._prepare_attention_mask_for_generation(*args, **kwargs)
+        return mask_of_leading_padding(mask)
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **kwargs
     ):
         r"""The door of generation. The context is the prompt also where the text so far is read
         anew for every token.
         """
-        embeds = kwargs.get("inputs_embeds")
+        cache, kwargs = without_cache(kwargs)
+        embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         prompt = input_ids if embeds is None else embeds
-        _, length = extent(kwargs.get("attention_mask"), prompt)
-        contexts = fitting_contexts(kwargs.pop("context_lengths", None), length, prompt.size(1))
-        input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
-            expand_size, is_encoder_decoder, input_ids, **under_its_name(kwargs)
+        check_cache(cache, len(self.backbone.layers), prompt.size(0))
+        if cache is None or cache.num_tokens == 0:
+            given = kwargs.pop("context_lengths", None)
+            after = contexts_of_prompts(given, mask, prompt, expand_size)
+            kwargs["context_lengths"] = PromptContexts(after.num_after, input_ids.size(1))
+        else:
+            check_goes_on(mask_of_next(mask, prompt, cache), kwargs.pop("context_lengths", None))
+            cache = cache.repeated(expand_size) if expand_size > 1 else cache
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
+        return super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size, is_encoder_decoder, input_ids, **kwargs
         )
-        return input_ids, {**kwargs, "context_lengths": contexts.expanded(expand_size)}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -339,8 +425,6 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         return False
 
 
-def _without_type(config: dict) -> dict:
-    return {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
-
-
 AutoModelForCausalLM.register(GrootLConfig, GrootLForCausalLM)
+# By this name Trainer knows that labels are to be shifted, and a pipeline that text is generated.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GrootLConfig.model_type] = GrootLForCausalLM.__name__

@@ -54,6 +54,19 @@ class TextLayout:
         self.is_token = is_token
         self.batch_size = start.size(0)
         self.num_nodes = num_places + num_readouts
+        self._elsewhere: dict[torch.device, TextLayout] = {}
+
+    def on(self, device: torch.device) -> "TextLayout":
+        r"""The same texts on a device; layers on the same one share what is made of them."""
+        if device == self.start.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = TextLayout(
+                self.start.to(device), self.stop.to(device), self.context_stop.to(device),
+                self.num_places, self.window, self.num_readouts,
+                None if self.is_token is None else self.is_token.to(device),
+            )  # fmt: skip
+        return self._elsewhere[device]
 
     @cached_property
     def node(self) -> Tensor:

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from packaging.version import Version
 
-from tests.equipment.fill import fill
-
 transformers = pytest.importorskip("transformers", minversion="5.5")
 
 from transformers import (  # noqa: E402
@@ -35,41 +33,17 @@ from groot_graph.models.grootl import (  # noqa: E402
     GrootLConfig,
     GrootLMixer,
 )
+from tests.equipment.grootl import (  # noqa: E402
+    MODES,
+    VOCABULARY,
+    cache_of,
+    close,
+    grootl,
+    mamba,
+    tokens,
+)
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "grootl.npz"
-MODES = ["context", "causal"]
-VOCABULARY = 97
-
-
-def mamba(**kwargs) -> MambaForCausalLM:
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "state_size": 8,
-        "num_hidden_layers": 3,
-        "time_step_rank": 4,
-        "eos_token_id": None,
-    }
-    model = MambaForCausalLM(MambaConfig(**{**sizes, **kwargs})).eval()
-    model.load_state_dict(fill(model.state_dict()))
-    return model
-
-
-def grootl(**kwargs) -> GrootLForCausalLM:
-    return GrootLForCausalLM.from_mamba(mamba(), **kwargs)
-
-
-def cache_of(output) -> GrootLCache | None:
-    return getattr(output, CACHE_NAME)
-
-
-def tokens(*shape: int) -> torch.Tensor:
-    # Not the padding token 0, which generate() takes for padding anywhere.
-    return torch.randint(1, VOCABULARY, shape)
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(autouse=True)

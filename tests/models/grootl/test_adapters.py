@@ -1,0 +1,94 @@
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="5.5")
+peft = pytest.importorskip("peft")
+
+from groot_graph.models import GrootLForCausalLM  # noqa: E402
+from tests.equipment.grootl import mamba, tokens  # noqa: E402
+
+TREE = {"tree_mode": "causal", "tree_window": 5, "tree_scale": 0.7}
+
+
+@pytest.fixture
+def base(tmp_path):
+    mamba().save_pretrained(tmp_path / "mamba")
+    return tmp_path / "mamba"
+
+
+def adapted(model, **kwargs):
+    settings = {"r": 2, "target_modules": ["in_proj"], "init_lora_weights": False}
+    return peft.get_peft_model(model, peft.LoraConfig(**settings, **kwargs)).eval()
+
+
+def same_logits(found, expected) -> bool:
+    input_ids = tokens(2, 9)
+    with torch.no_grad():
+        return found(input_ids=input_ids).logits.equal(expected(input_ids=input_ids).logits)
+
+
+def test_an_auto_class_reads_the_tree_of_an_adapter(tmp_path, base):
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert isinstance(again.get_base_model(), GrootLForCausalLM)
+    assert {name: getattr(again.config, name) for name in TREE} == TREE
+    assert same_logits(again, model)
+
+
+def test_settings_of_the_caller_go_before_those_of_the_adapter(tmp_path, base):
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", tree_window=2)
+    assert (again.config.tree_mode, again.config.tree_window) == ("causal", 2)
+
+
+def test_every_adapter_of_a_model_tells_of_its_tree(tmp_path, base):
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=3, target_modules=["x_proj"], task_type="CAUSAL_LM")
+    model.add_adapter("second", config)
+    model.save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter" / "second"
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert again.config.tree_mode == "causal"
+
+
+def test_an_adapter_without_a_task(tmp_path, base):
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE))
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.AutoPeftModel.from_pretrained(
+        tmp_path / "adapter", import_allowlist=["groot_graph"]
+    ).eval()
+    assert same_logits(again, model)
+
+
+def test_adapters_of_a_mamba_are_left_as_they_were(tmp_path, base):
+    from transformers import AutoModelForCausalLM, MambaForCausalLM
+
+    model = adapted(MambaForCausalLM.from_pretrained(base), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["auto_mapping"] is None
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert type(again.get_base_model()) is MambaForCausalLM
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")) is MambaForCausalLM
+
+
+def test_grootl_reads_an_adapter_folder_itself(tmp_path, base):
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    again = GrootLForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert {name: getattr(again.config, name) for name in TREE} == TREE
+    assert same_logits(again, model)
+
+
+def test_the_auto_class_of_transformers_says_how_to_read_it(tmp_path, base):
+    from transformers import AutoModelForCausalLM
+
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="got one of a GrootLForCausalLM .*'causal'.* reads it"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    AutoModelForCausalLM.from_pretrained(base)
