@@ -29,7 +29,7 @@ from groot_graph.models import GrootV, grootv_tiny, load_grootv
 from groot_graph.visualization import plot_affinity, plot_image_tree
 
 from common import UserError, save_figure, told_errors
-from images import read_image
+from images import read_rgb
 
 # The settings.
 longest_side = 384  # images are shrunk to this, and so have at most 96 nodes a side at stride 4
@@ -51,13 +51,13 @@ def load_image(name: str) -> Image.Image:
     """A file, or else a photograph of scikit-image by its name."""
     path = Path(name)
     if path.is_file():
-        return read_image(path).convert("RGB")
+        return read_rgb(path)
     import skimage.data
 
     shipped = Path(skimage.data.__file__).parent
     found = [file for file in shipped.glob(f"{name}.*") if file.suffix in (".png", ".jpg")]
     if path.name == name and found:
-        return read_image(found[0]).convert("RGB")
+        return read_rgb(found[0])
     raise UserError(f"{name}: neither an image file nor a photograph of scikit-image")
 
 

@@ -30,7 +30,7 @@ from groot_graph.transforms import ImageToGraph
 from groot_graph.visualization import plot_affinity, plot_image_tree
 
 from common import Checkpoint, UserError, check_device, save_figure, told_errors
-from images import image_files, load_built_in, read_image
+from images import image_files, load_built_in, read_rgb
 
 # The settings.
 channels = 24  # features of a node
@@ -90,7 +90,7 @@ def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
     for name, found in files.items():
         if len(found) < 3:
             raise UserError(f"--data {folder}: class '{name}' needs 3 images, found {len(found)}")
-    images = [to_tensor(read_image(file), size) for found in files.values() for file in found]
+    images = [to_tensor(read_rgb(file), size) for found in files.values() for file in found]
     labels = torch.arange(len(files)).repeat_interleave(
         torch.tensor(list(map(len, files.values())))
     )
@@ -98,7 +98,7 @@ def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def to_tensor(image: Image.Image, size: int) -> Tensor:
-    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 

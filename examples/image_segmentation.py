@@ -36,7 +36,7 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 from groot_graph.models.grootv.transformers import GrootVConfig
 
 from common import Checkpoint, UserError, check_device, fit, redraw, save_figure, told_errors
-from images import image_files, normalize, read_image
+from images import image_files, normalize, read_mask, read_rgb
 from scenes import Shape, make_scenes, shapes
 
 # The settings.
@@ -107,12 +107,12 @@ def read_classes(file: Path) -> list[str]:
 
 
 def read_pair(file: Path, mask_file: Path, size: int, classes: list[str]) -> tuple[Tensor, Tensor]:
-    image, mask = read_image(file), read_image(mask_file)
+    image, mask = read_rgb(file), read_mask(mask_file)
     if mask.mode not in ("1", "L", "P"):
         raise UserError(f"{mask_file}: wants one class index per pixel, found mode {mask.mode}")
     if mask.size != image.size:
         raise UserError(f"{mask_file}: {mask.size} pixels, its image has {image.size}")
-    image = np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    image = np.array(image.resize((size, size), Image.Resampling.BILINEAR))
     mask = np.array(mask.resize((size, size), Image.Resampling.NEAREST), dtype=np.uint8)
     unknown = mask[(mask >= len(classes)) & (mask != ignored)]
     if unknown.size > 0:

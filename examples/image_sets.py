@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common import UserError, first_line
-from images import load_built_in, read_image
+from images import load_built_in, read_rgb
 
 mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -98,7 +98,7 @@ class ImageSet(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.images[index]
         path, content = row["image"]["path"], row["image"]["bytes"]
-        image = read_image(path if content is None else io.BytesIO(content)).convert("RGB")
+        image = read_rgb(path if content is None else io.BytesIO(content))
         if not self.is_training:
             return self.fit(image), row["label"]
         with torch.random.fork_rng(devices=[]):

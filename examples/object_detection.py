@@ -39,7 +39,7 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection
 from groot_graph.models.grootv.transformers import GrootVConfig
 
 from common import Checkpoint, UserError, check_device, fit, redraw, save_figure, told_errors
-from images import normalize, read_image
+from images import normalize, read_rgb
 from scenes import Shape, make_scenes, shapes
 
 # The settings.
@@ -119,11 +119,17 @@ def make_coco(sizes: list[tuple[int, int]], annotations: list[dict], names: dict
 def load_coco(folder: Path, file: Path, size: int) -> tuple[Tensor, COCO]:
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")
-    files, annotations, names = read_annotations(file)
+    files, sizes, annotations, names = read_annotations(file)
     if len(files) < 4:
         raise UserError(f"{file}: needs 4 images, found {len(files)}")
     with tqdm(files.values(), unit="image") as bar:
-        images = [read_image(folder / name).convert("RGB") for name in bar]
+        images = [read_rgb(folder / name) for name in bar]
+    for name, size_told, image in zip(files.values(), sizes, images, strict=True):
+        if size_told not in (None, image.size):
+            raise UserError(
+                f"{folder / name}: {image.size} pixels where it is upright, its boxes in {file} "
+                f"are of {size_told}"
+            )
     place = {image_id: number for number, image_id in enumerate(files)}
     annotations = [a | {"image_id": place[a["image_id"]]} for a in annotations]
     small = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
@@ -131,11 +137,16 @@ def load_coco(folder: Path, file: Path, size: int) -> tuple[Tensor, COCO]:
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous(), coco
 
 
-def read_annotations(file: Path) -> tuple[dict[int, str], list[dict], dict[int, str]]:
-    """The files by image id, the annotations, and the names of the classes by category id."""
+def read_annotations(file: Path) -> tuple[dict[int, str], list, list[dict], dict[int, str]]:
+    """The files by image id, their widths and heights where they are told, the annotations, and the
+    names of the classes by category id."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        sizes = [
+            (image["width"], image["height"]) if {"width", "height"} <= image.keys() else None
+            for image in content["images"]
+        ]
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         annotations = [read_annotation(entry, files, names) for entry in content["annotations"]]
     except FileNotFoundError as error:
@@ -146,7 +157,7 @@ def read_annotations(file: Path) -> tuple[dict[int, str], list[dict], dict[int, 
         ) from error
     if not annotations:
         raise UserError(f"--annotations {file}: holds no boxes")
-    return files, annotations, dict(sorted(names.items()))
+    return files, sizes, annotations, dict(sorted(names.items()))
 
 
 def read_annotation(entry: dict, files: dict, names: dict) -> dict:

@@ -1,5 +1,6 @@
 r"""An image as a graph of its pixels."""
 
+import struct
 from os import PathLike, fspath
 from typing import Any
 
@@ -15,7 +16,9 @@ from groot_graph.transforms.utils import InputToGraph, add_batch
 
 # Modes that PIL hands to NumPy as they are; the other ones are converted first.
 _PIL_MODES = {"1": "L", "LA": "RGBA", "PA": "RGBA"}
-_PIL_PLAIN_MODES = ("L", "RGB", "RGBA", "I;16", "F")
+_PIL_PLAIN_MODES = ("L", "RGB", "RGBA", "F")
+# Formats whose images of mode "I" hold 16 bits, and not 32.
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 
 
 class ImageToGraph(InputToGraph):
@@ -45,8 +48,9 @@ class ImageToGraph(InputToGraph):
 
     Shapes:
         - **input:** a tensor :math:`(C, H, W)` or :math:`(B, C, H, W)`, floating point or
-          :obj:`uint8` (scaled to :math:`[0, 1]`), a :class:`PIL.Image.Image`, or the path of an
-          image file
+          :obj:`uint8` (scaled to :math:`[0, 1]`), a :class:`PIL.Image.Image` of 8 or 16 bits
+          (scaled alike) or of floating point, or the path of an image file. Images of PIL and of
+          files are turned upright, as their EXIF orientation says
         - **output:** :class:`~torch_geometric.data.Data` with
 
           - **x** :math:`(B \cdot H/p \cdot W/p, C \cdot p \cdot p)`, channel by channel, each
@@ -57,8 +61,9 @@ class ImageToGraph(InputToGraph):
           - **batch**, **ptr**: only for a batch of images
 
     Raises:
-        TypeError: If the input is no image or holds integers other than :obj:`uint8`.
-        ValueError: If its shape does not fit, or its file cannot be read.
+        TypeError: If the input is no image, or holds integers whose greatest value is not known:
+            a tensor other than :obj:`uint8`, or an image of 32 bits.
+        ValueError: If its shape does not fit, or its file or its EXIF cannot be read.
 
     Example:
         >>> import torch
@@ -140,7 +145,7 @@ def _open(path: str | PathLike) -> Any:
     try:
         with Image.open(path) as image:
             image.load()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow reports some broken PNG files as a SyntaxError.
         raise ValueError(
             f"'image' must be a readable image file, got {fspath(path)!r} ({error})"
@@ -149,13 +154,42 @@ def _open(path: str | PathLike) -> Any:
 
 
 def _pil_to_tensor(image: Any) -> Tensor:
-    mode = _PIL_MODES.get(image.mode, image.mode)
-    if mode not in _PIL_PLAIN_MODES:
-        mode = "RGB"
-    values = np.array(image if mode == image.mode else image.convert(mode))
-    if mode == "I;16":
-        values = values.astype(np.float32) / 65535
+    # Asked first, because a turned image has lost its format.
+    is_sixteen_bit = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS
+    )
+    image = _upright(image)
+    if is_sixteen_bit:
+        values = np.array(image, dtype=np.float32) / 65535
+    elif image.mode == "I":
+        raise TypeError(
+            "'image' must hold 8 or 16 bits or floating point values, got a PIL image of mode 'I', "
+            "32-bit integers whose greatest value is not known: divide by it, and hand over a "
+            "tensor"
+        )
+    else:
+        values = np.array(_to_plain_mode(image))
     return torch.from_numpy(np.atleast_3d(values)).permute(2, 0, 1)
+
+
+def _upright(image: Any) -> Any:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, TypeError, struct.error) as error:
+        raise ValueError(
+            f"'image' must have a readable EXIF orientation, or none, got a damaged one ({error})"
+        ) from error
+
+
+def _to_plain_mode(image: Any) -> Any:
+    if image.mode in ("La", "RGBa"):
+        # Colors that alpha has been multiplied into.
+        image = image.convert(image.mode.upper())
+    mode = _PIL_MODES.get(image.mode, image.mode)
+    mode = mode if mode in _PIL_PLAIN_MODES else "RGB"
+    return image if mode == image.mode else image.convert(mode)
 
 
 def _to_float(image: Tensor) -> Tensor:

@@ -370,3 +370,30 @@ def test_a_missing_or_broken_file(own, run, tmp_path, capsys, file, damage, mess
 )
 def test_options_that_do_not_fit(run, capsys, options, message):
     fails(capsys, lambda: run(*options), message)
+
+
+def test_boxes_lie_on_the_upright_image(tmp_path, content, own):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, entry in enumerate(content["images"]):
+        with Image.open(tmp_path / "images" / f"{number}.png") as image:
+            stored = image.transpose(Image.Transpose.ROTATE_90)
+        stored.save(tmp_path / "images" / f"{number}.png", exif=exif)
+        entry |= {"width": 80, "height": 60}
+    _, folder, _, file = own()
+    images, coco = object_detection.load_coco(folder, file, 64)
+    assert (coco.imgs[0]["width"], coco.imgs[0]["height"]) == (80, 60)
+    x, y = (64 * object_detection.make_target(coco, 0)["boxes"][0, :2]).int()
+    assert images[0, :, y, x].tolist() == [255, 255, 255]
+
+
+def test_boxes_of_another_size_are_refused(content, own, run, capsys):
+    def turn(content):
+        content["images"][2] |= {"width": 60, "height": 80}
+
+    with pytest.raises(SystemExit) as error:
+        run(*own(turn))
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert "2.png: (80, 60) pixels" in message
+    assert "are of (60, 80)" in message

@@ -205,3 +205,70 @@ def test_a_truncated_file_is_named(tmp_path):
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         ImageToGraph(**options)
+
+
+def sixteen_bits(mode):
+    values = np.array([[1000, 20000, 65535]], dtype=np.uint16)
+    stored = values.astype(">u2" if mode == "I;16B" else "<u2")
+    return Image.frombytes(mode, (3, 1), stored.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_sixteen_bits_in_any_byte_order(mode):
+    want = torch.tensor([[1000.0], [20000.0], [65535.0]]) / 65535
+    torch.testing.assert_close(ImageToGraph()(sixteen_bits(mode)).x, want)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "a.jp2"])
+def test_sixteen_bits_of_files(tmp_path, name):
+    sixteen_bits("I;16").save(tmp_path / name)
+    want = torch.tensor([[1000.0], [20000.0], [65535.0]]) / 65535
+    torch.testing.assert_close(ImageToGraph()(tmp_path / name).x, want)
+
+
+def test_thirty_two_bits_are_refused():
+    image = Image.fromarray(np.array([[0, 70000]], dtype=np.int32))
+    with pytest.raises(TypeError, match="'image' must hold 8 or 16 bits .*got .* mode 'I'"):
+        ImageToGraph()(image)
+
+
+def test_floating_point_images_are_kept():
+    image = Image.fromarray(np.array([[-1.5, 300.0]], dtype=np.float32))
+    assert ImageToGraph()(image).x.tolist() == [[-1.5], [300.0]]
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_alpha_is_divided_out_of_colors(mode):
+    image = Image.new(mode, (1, 1), (100, 200) if mode == "La" else (100, 100, 100, 200))
+    want = torch.tensor([[100 / 200] * 3 + [200 / 255]])
+    torch.testing.assert_close(ImageToGraph()(image).x, want, atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(values).save(tmp_path / "turned.png", exif=exif)
+    upright = {
+        1: values, 2: values[:, ::-1], 3: values[::-1, ::-1], 4: values[::-1], 5: values.T,
+        6: np.rot90(values, -1), 7: values[::-1, ::-1].T, 8: np.rot90(values),
+    }[orientation]  # fmt: skip
+    data = ImageToGraph()(tmp_path / "turned.png")
+    assert (data.height, data.width) == upright.shape
+    assert data.x.mul(255).round().flatten().tolist() == upright.flatten().tolist()
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert ImageToGraph()(opened).x.equal(data.x)
+
+
+def test_damaged_exif_is_refused(tmp_path):
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.webp", exif=b"Exif\x00\x00MM\x00\xff\x00\x00")
+    with pytest.raises(ValueError, match="'image' must have a readable EXIF orientation"):
+        ImageToGraph()(tmp_path / "a.webp")
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"readable image file, got '.*bomb\.png' .*bomb"):
+        ImageToGraph()(tmp_path / "bomb.png")
