@@ -15,6 +15,8 @@ try:
         PreTrainedModel,
     )
     from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
     from transformers.modeling_outputs import (
         BackboneOutput,
         BaseModelOutputWithPoolingAndNoAttention,
@@ -394,6 +396,22 @@ def _config_of(model: GrootV, **kwargs) -> GrootVConfig:
     return GrootVConfig(**{"num_labels": model.num_classes, **sizes, **kwargs})
 
 
+class _KeptName(WeightRenaming):
+    r"""Gives a weight the name back that a model around the network takes from it in reading; in
+    saving none does.
+    """
+
+    __slots__ = ()
+
+    def reverse_transform(self) -> WeightRenaming:
+        matches_nothing = r"(?!)"
+        return WeightRenaming(matches_nothing, matches_nothing)
+
+
+# A DETR renames every out_proj that it reads, those of its backbone, too.
+register_checkpoint_conversion_mapping(
+    GrootVConfig.model_type, [_KeptName("mixer.o_proj", "mixer.out_proj")], overwrite=True
+)
 AutoConfig.register(GrootVConfig.model_type, GrootVConfig)
 AutoModel.register(GrootVConfig, GrootVModel)
 AutoModelForImageClassification.register(GrootVConfig, GrootVForImageClassification)

@@ -527,6 +527,56 @@ def test_detectors_learn(name):
     check_state_space_models(model)
 
 
+# Sizes of any model that has them.
+SMALL = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "num_queries": 5, "encoder_hidden_dim": 32, "encoder_in_channels": [16, 32, 64],
+    "decoder_in_channels": [32, 32, 32], "feature_size": 32, "mask_feature_size": 32,
+    "hidden_dim": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32,
+    "num_attention_heads": 2, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32,
+    "auxiliary_in_channels": 32, "auxiliary_channels": 8, "use_timm_backbone": False,
+    "backbone": None,
+}  # fmt: skip
+TAKES_A_BACKBONE = [
+    "ConditionalDetrForObjectDetection",
+    "DFineForObjectDetection",
+    "DPTForDepthEstimation",
+    "DabDetrForObjectDetection",
+    "DeformableDetrForObjectDetection",
+    "DepthAnythingForDepthEstimation",
+    "DetrForObjectDetection",
+    "Mask2FormerForUniversalSegmentation",
+    "MaskFormerForInstanceSegmentation",
+    "OneFormerForUniversalSegmentation",
+    "PromptDepthAnythingForDepthEstimation",
+    "RTDetrForObjectDetection",
+    "RTDetrV2ForObjectDetection",
+    "TableTransformerForObjectDetection",
+    "UperNetForSemanticSegmentation",
+]
+
+
+@pytest.mark.parametrize("name", TAKES_A_BACKBONE)
+def test_no_model_around_the_backbone_loses_a_weight(tmp_path, name):
+    model_class = getattr(transformers, name)
+    fields = model_class.config_class.__dataclass_fields__
+    sizes = {key: value for key, value in SMALL.items() if key in fields}
+    backbone_config = small_config(out_features=STAGES[1:], edge_steps=True)
+    model = model_class(model_class.config_class(backbone_config=backbone_config, **sizes))
+    assert any(isinstance(module, GrootVBackbone) for module in model.modules())
+
+    for folder in (tmp_path / "once", tmp_path / "twice"):
+        model.save_pretrained(folder)
+        read, report = model_class.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        assert same(read, model)
+        stored = load_file(folder / "model.safetensors")
+        assert any(key.endswith(".mixer.out_proj.weight") for key in stored)
+        model = read
+
+
 def test_mask2former_learns():
     pytest.importorskip("scipy", reason="the loss matches masks with scipy")
     config = Mask2FormerConfig(
