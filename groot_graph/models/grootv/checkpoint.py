@@ -37,8 +37,16 @@ _NAMES = {
     r"head\.(weight|bias)$": r"head.\1",
 }
 # Under these keys training scripts store weights and their exponential moving average.
-_WRAPPERS = ("model", "state_dict", "module")
+_WRAPPERS = ("model", "state_dict", "module", "network")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
+# What torch.compile, FSDP and checkpointing put before a name, at any depth,
+_INNER_PREFIX = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# and what data parallel training, averaging and transformers put before every name.
+_OUTER_PREFIXES = ("module.", "grootv.")
+# How many steps torch.optim.swa_utils.AveragedModel has averaged, which stands beside its weights.
+_COUNTER = "n_averaged"
 # The published code stores its settings beside its weights; they are read as a plain dictionary.
 _SETTINGS = (OrderedDict, "yacs.config.CfgNode")
 
@@ -48,7 +56,9 @@ def convert_grootv_checkpoint(state_dict: dict, ema: bool = False) -> dict[str, 
 
     Args:
         state_dict (dict): Name to tensor, as the published code stores them, possibly inside
-            :obj:`{"model": ...}` and with the prefix of a distributed wrapper. Our own names stay.
+            :obj:`{"model": ...}` and with the prefixes of :func:`torch.compile`, of data parallel
+            training, of :class:`torch.optim.swa_utils.AveragedModel` or of transformers. Our own
+            names stay.
         ema (bool, optional): If set to :obj:`True`, takes the exponential moving average of the
             weights (:obj:`"model_ema"`) and not the weights themselves; a checkpoint that holds
             only the average gives the average in any case. (default: :obj:`False`)
@@ -67,7 +77,7 @@ def convert_grootv_checkpoint(state_dict: dict, ema: bool = False) -> dict[str, 
         {'stages.0.norm.bias': tensor([0.])}
     """
     check_bool("ema", ema)
-    weights = _without_prefix(_unwrap(state_dict, ema))
+    weights = _without_prefixes(_unwrap(state_dict, ema))
     converted = {}
     for name, value in weights.items():
         if not isinstance(value, Tensor):
@@ -91,7 +101,7 @@ def load_grootv(
     Args:
         path (str or PathLike): A :obj:`.safetensors` file, or a :obj:`.pth` file, of which only
             tensors and plain values are read: no pickled code runs. With the published names or
-            ours.
+            ours, and the prefixes that :func:`convert_grootv_checkpoint` takes off.
         num_classes (int, optional): The number of classes. Where the checkpoint has another number,
             its last layer is left out and a new one starts from random weights.
             (default: the number of the checkpoint)
@@ -149,6 +159,8 @@ def _fresh_head(model: GrootV, weights: dict) -> dict:
 
 
 def _read(path: Path) -> dict:
+    if path.is_dir():
+        raise ValueError(f"'path' must be a file of weights, got the folder {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with path.open("rb") as file, safe_globals([_SETTINGS]):
@@ -193,6 +205,9 @@ def _unwrap(state_dict: dict, ema: bool) -> dict:
         next((state_dict[key] for key in keys if isinstance(state_dict.get(key), dict)), None)
         for keys in (_EMA_WRAPPERS, _WRAPPERS)
     )
+    stored = state_dict if weights is None else weights
+    if average is None and _COUNTER in stored:
+        average = stored
     if average is None and ema:
         raise ValueError(
             f"'ema' must be False where a checkpoint holds no average under one of "
@@ -200,14 +215,28 @@ def _unwrap(state_dict: dict, ema: bool) -> dict:
         )
     if average is not None and (ema or weights is None):
         return average
-    return state_dict if weights is None else weights
+    return stored
 
 
-def _without_prefix(weights: dict) -> dict:
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in weights):
-        return weights
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
+def _without_prefixes(weights: dict) -> dict:
+    for name in weights:
+        if not isinstance(name, str):
+            raise TypeError(f"'state_dict' must have names as keys, got {name!r}")
+    weights = {
+        _INNER_PREFIX.sub("", name): value
+        for name, value in weights.items()
+        if name.rpartition(".")[2] != _COUNTER
+    }
+    while prefix := _common_prefix(weights):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _common_prefix(weights: dict) -> str:
+    for prefix in _OUTER_PREFIXES:
+        if weights and all(name.startswith(prefix) for name in weights):
+            return prefix
+    return ""
 
 
 def _our_name(name: str) -> str:

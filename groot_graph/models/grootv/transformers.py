@@ -1,5 +1,6 @@
 r"""GrootV for Hugging Face transformers. The import makes it known to the Auto classes."""
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -31,6 +32,7 @@ except ImportError as error:
 
 from groot_graph.models.grootv.blocks import GrootVBlock, GrootVStage, reset_projection
 from groot_graph.models.grootv.network import GrootV
+from groot_graph.nn.tree_topology import metric_of_layer
 
 
 class GrootVConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -241,7 +243,8 @@ class GrootVForImageClassification(GrootVPreTrainedModel):
 
         Raises:
             TypeError: If `model` is not a :class:`~groot_graph.models.GrootV`.
-            ValueError: If its metric is a function, which a configuration cannot hold.
+            ValueError: If its metric is a function, which a configuration cannot hold, or an
+                argument contradicts the network.
 
         Example:
             >>> from groot_graph.models import GrootV
@@ -393,7 +396,34 @@ def _config_of(model: GrootV, **kwargs) -> GrootVConfig:
         "initializer_range": model.initializer_range,
         "edge_steps": block.mixer.ssm.edge_steps,
     }
-    return GrootVConfig(**{"num_labels": model.num_classes, **sizes, **kwargs})
+    sizes["num_labels"] = num_labels = _num_outputs(model)
+    label2id, id2label = kwargs.get("label2id"), kwargs.get("id2label")
+    if label2id is not None and id2label is None:
+        # transformers reads it beside the other alone.
+        kwargs["id2label"] = id2label = {number: name for name, number in label2id.items()}
+    _check_labels("id2label", id2label, num_labels)
+    _check_labels("label2id", None if label2id is None else label2id.values(), num_labels)
+    config = GrootVConfig(**{**sizes, **kwargs})
+    found = {name: getattr(config, name) for name in sizes} | {
+        "depths": tuple(config.depths),
+        "metric": metric_of_layer(config.metric, config.edge_steps),
+    }
+    for name, value in sizes.items():
+        if found[name] != value:
+            raise ValueError(f"'{name}' must be that of 'model', {value!r}, got {found[name]!r}")
+    return config
+
+
+def _num_outputs(model: GrootV) -> int:
+    return model.head.out_features if isinstance(model.head, nn.Linear) else model.num_classes
+
+
+def _check_labels(name: str, numbers: Iterable | None, num_labels: int) -> None:
+    if numbers is not None and sorted(map(int, numbers)) != list(range(num_labels)):
+        raise ValueError(
+            f"'{name}' must name the classes 0 to {num_labels - 1} of 'model', got names of "
+            f"{sorted(map(int, numbers))}"
+        )
 
 
 class _KeptName(WeightRenaming):

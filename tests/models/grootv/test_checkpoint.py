@@ -51,6 +51,85 @@ def test_the_average_is_taken_where_asked_for_or_alone(model):
         convert_grootv_checkpoint({"model": average}, ema=True)
 
 
+def compiled(model):
+    return torch.compile(model)
+
+
+def averaged(model):
+    return torch.optim.swa_utils.AveragedModel(model)
+
+
+def data_parallel(model):
+    return torch.nn.DataParallel(model)
+
+
+def checkpointed(model):
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
+
+    for stage in model.stages:
+        stage.blocks[0] = checkpoint_wrapper.checkpoint_wrapper(stage.blocks[0])
+    return model
+
+
+def partly_compiled(model):
+    model.stem, model.stages[1] = torch.compile(model.stem), torch.compile(model.stages[1])
+    return model
+
+
+def for_transformers(model):
+    pytest.importorskip("transformers", minversion="5.5")
+    from groot_graph.models.grootv.transformers import GrootVForImageClassification
+
+    return GrootVForImageClassification.from_grootv(model)
+
+
+@pytest.mark.parametrize(
+    "wrappers",
+    [
+        [compiled],
+        [averaged],
+        [data_parallel],
+        [checkpointed],
+        [partly_compiled],
+        [for_transformers],
+        [compiled, data_parallel],
+        [data_parallel, compiled],
+        [compiled, averaged],
+        [for_transformers, compiled, data_parallel, averaged],
+    ],
+    ids=lambda wrappers: "_".join(wrapper.__name__ for wrapper in wrappers),
+)
+def test_weights_of_a_wrapped_network_are_read(model, path, wrappers):
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    wrapped = model
+    for wrap in wrappers:
+        wrapped = wrap(wrapped)
+    torch.save(wrapped.state_dict(), path)
+    read = load_grootv(path).state_dict()
+    assert read.keys() == wanted.keys()
+    assert all(read[name].equal(value) for name, value in wanted.items())
+
+
+def test_an_average_alone_is_one(model, path):
+    torch.save(averaged(model).state_dict(), path)
+    assert same(model, load_grootv(path, ema=True))
+
+
+def test_the_checkpoint_of_the_example_is_read(model, path):
+    """Of examples/image_training.py."""
+    average = averaged(GrootV(channels=8, depths=(1, 2, 1, 1), num_classes=5))
+    parts = {"network": model, "ema": average, "optimizer": torch.optim.AdamW(model.parameters())}
+    content = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({"config": {"seed": 0}, "random_state": torch.get_rng_state(), **content}, path)
+    assert same(model, load_grootv(path))
+    assert same(average.module, load_grootv(path, ema=True))
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'path' must be a file of weights, got the folder"):
+        load_grootv(tmp_path)
+
+
 def test_converting_twice_changes_nothing():
     converted = convert_grootv_checkpoint(published_weights())
     again = convert_grootv_checkpoint(converted)
@@ -64,6 +143,7 @@ def test_converting_twice_changes_nothing():
         ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, ValueError, "got the name 'blocks.0.attn"),
         ({"head.bias": 3}, TypeError, "got int under 'head.bias'"),
         ([1], TypeError, "'state_dict' must be a dict, got list"),
+        ({0: torch.zeros(1)}, TypeError, "must have names as keys, got 0"),
     ],
 )
 def test_other_weights_are_refused(state_dict, error, message):

@@ -401,6 +401,39 @@ def test_what_is_no_grootv_or_has_a_metric_of_ones_own_cannot_be_wrapped():
         GrootVForImageClassification.from_grootv(grootv)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_labels", 4, "'num_labels' must be that of 'model', 3, got 4"),
+        ("id2label", {0: "a"}, "'id2label' must name the classes 0 to 2 of 'model'"),
+        ("id2label", {1: "a", 2: "b", 3: "c"}, r"got names of \[1, 2, 3\]"),
+        ("label2id", {"a": 0, "b": 0, "c": 1}, "'label2id' must name|'id2label' must name"),
+        ("channels", 10, "'channels' must be that of 'model', 8, got 10"),
+        ("depths", [1, 1, 2, 1], r"'depths' must be .* \(1, 1, 1, 1\), got \(1, 1, 2, 1\)"),
+        ("num_channels", 1, "'num_channels' must be that of 'model', 3, got 1"),
+        ("drop_path_rate", 0.5, "'drop_path_rate' must be that of 'model'"),
+        ("metric", "euclidean", "'metric' must be that of 'model', 'cosine', got 'euclidean'"),
+        ("tree", "max", "'tree' must be that of 'model', 'min', got 'max'"),
+        ("edge_steps", True, "must be that of 'model'"),
+    ],
+)
+def test_what_contradicts_the_network_is_refused(name, value, message):
+    grootv = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        GrootVForImageClassification.from_grootv(grootv, **{name: value})
+
+
+def test_what_agrees_with_the_network_is_taken():
+    grootv = GrootV(channels=8, depths=(1, 1, 1, 1), num_classes=2)
+    names = {"cat": 0, "dog": 1}
+    same = {"num_labels": 2, "channels": 8, "depths": [1, 1, 1, 1], "metric": None}
+    config = GrootVForImageClassification.from_grootv(grootv, label2id=names, **same).config
+    assert config.id2label == {0: "cat", 1: "dog"}
+    assert config.label2id == names
+    grootv.head = nn.Linear(96, 7)
+    assert GrootVForImageClassification.from_grootv(grootv).config.num_labels == 7
+
+
 # Training. ----------------------------------------------------------------------------------------
 
 
