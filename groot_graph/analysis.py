@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groot_graph.checks import check_floating, check_forest, check_int, check_positive_int
+from groot_graph.checks import check_floating, check_forest, check_node, check_positive_int
 from groot_graph.forest import Forest
 from groot_graph.graphs import raster_edge_index
 from groot_graph.ops.root_forest.api import trusted_root_forest
@@ -53,7 +53,7 @@ def affinity_map(forest: Forest, transition: Tensor, node: int) -> Tensor:
             f"got {list(transition.shape)}"
         )
     check_forest(forest, transition.size(0), transition.device, "transition")
-    _check_node(node, forest)
+    check_node(node, forest.num_nodes)
     transition = transition.detach().reshape(forest.num_nodes, -1)
     signal = torch.zeros_like(transition)
     signal[node] = 1
@@ -173,9 +173,3 @@ def _find_scan(model: torch.nn.Module, layer: "str | int") -> Any:
 
 def _first_few(names: list[str]) -> str:
     return ", ".join(names[:4] + ["..."] * (len(names) > 4)) or "none"
-
-
-def _check_node(node: int, forest: Forest) -> None:
-    check_int("node", node)
-    if not 0 <= node < forest.num_nodes:
-        raise ValueError(f"'node' must lie in [0, {forest.num_nodes - 1}], got {node}")

@@ -150,6 +150,12 @@ def check_num_nodes(num_nodes) -> None:
         raise ValueError(f"'num_nodes' must not be negative, got {num_nodes}")
 
 
+def check_node(node, num_nodes: int) -> None:
+    check_int("node", node)
+    if not 0 <= node < num_nodes:
+        raise ValueError(f"'node' must lie in [0, {num_nodes - 1}], got {node}")
+
+
 def check_node_range(edge_index: Tensor, num_nodes: int) -> None:
     r"""Reads the values: every node number lies in [0, num_nodes)."""
     if edge_index.numel() == 0:

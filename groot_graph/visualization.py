@@ -1,12 +1,13 @@
 r"""Pictures: a tree over its image or text, and how strongly a node hears all others."""
 
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from groot_graph.checks import check_floating, check_forest
+from groot_graph.checks import check_floating, check_forest, check_node, check_positive_int
 from groot_graph.forest import Forest
 from groot_graph.ops.tree_scan.api import trusted_tree_scan
 
@@ -42,7 +43,9 @@ def plot_image_tree(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the image and the forest do not fit.
+        TypeError: If an argument has the wrong type, or several channels hold integers other than
+            :obj:`uint8`.
+        ValueError: If the image and the forest do not fit, or a patch is larger than the image.
 
     Example:
         >>> import matplotlib
@@ -59,6 +62,7 @@ def plot_image_tree(
     from matplotlib.collections import LineCollection
 
     image = _to_channels_last(image)
+    _check_patch_size(patch_size, image)
     height, width = image.shape[0] // patch_size, image.shape[1] // patch_size
     check_forest(forest, height * width, forest.device, "image")
     parent = forest.parent.cpu()
@@ -184,7 +188,8 @@ def plot_affinity(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the sizes do not fit.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the sizes do not fit, or `node` is out of range.
 
     Example:
         >>> import matplotlib
@@ -195,11 +200,17 @@ def plot_affinity(
     """
     plt = _import_pyplot()
     check_floating("affinity", affinity)
+    check_positive_int("height", height)
+    check_positive_int("width", width)
     if affinity.shape != (height * width,):
         raise ValueError(
             f"'affinity' must have shape [height * width] = [{height * width}], "
             f"got {list(affinity.shape)}"
         )
+    if node is not None:
+        # A number of NumPy or PyTorch is one, too.
+        node = index(node) if hasattr(node, "__index__") else node
+        check_node(node, height * width)
     ax = plt.gca() if ax is None else ax
     values = affinity.detach().float().cpu().view(height, width).numpy()
     ax.imshow(values, cmap=cmap, interpolation="nearest")
@@ -268,6 +279,15 @@ def _subtree_size(forest: Forest) -> Tensor:
     return trusted_tree_scan(ones, ones, forest, direction="up").flatten().cpu()
 
 
+def _check_patch_size(patch_size: int, image: Tensor) -> None:
+    check_positive_int("patch_size", patch_size)
+    height, width = image.shape[:2]
+    if min(height, width) < patch_size:
+        raise ValueError(
+            f"'patch_size' must not exceed a side of 'image', {height} x {width}, got {patch_size}"
+        )
+
+
 def _to_channels_last(image: Tensor) -> Tensor:
     if not isinstance(image, Tensor):
         raise TypeError(f"'image' must be a torch.Tensor, got {type(image).__name__}")
@@ -277,6 +297,14 @@ def _to_channels_last(image: Tensor) -> Tensor:
             f"got {list(image.shape)}"
         )
     image = image.detach().cpu()
+    if image.is_floating_point():
+        # Matplotlib knows no bfloat16.
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+    elif image.dim() == 3 and image.size(0) > 1 and image.dtype != torch.uint8:
+        raise TypeError(
+            f"'image' must be floating point or uint8 where it has several channels, got "
+            f"{image.dtype}"
+        )
     if image.dim() == 2 or image.size(0) == 1:
         return image.reshape(image.shape[-2:])
     return image.permute(1, 2, 0)

@@ -1,6 +1,7 @@
 import sys
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
@@ -165,3 +166,56 @@ def test_matplotlib_is_asked_for_only_where_needed(forest, monkeypatch):
         plot_image_tree(torch.rand(2, 3), forest)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         plot_text_tree(list("abcdef"), forest)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.uint8])
+def test_images_of_every_precision_are_drawn(forest, ax, dtype):
+    image = torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.25, 0.0]]).expand(3, 2, 3)
+    image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    plot_image_tree(image.clone().requires_grad_(dtype != torch.uint8), forest, ax=ax)
+    drawn = ax.images[0].get_array()
+    assert drawn[:, :, 0].tolist() == image[0].float().tolist()
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int64, torch.bool])
+def test_colors_of_unknown_range_are_refused(forest, ax, dtype):
+    with pytest.raises(TypeError, match="'image' must be floating point or uint8 .* got torch"):
+        plot_image_tree(torch.zeros(3, 2, 3).to(dtype), forest, ax=ax)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "error", "message"),
+    [
+        (0, ValueError, "'patch_size' must be at least 1, got 0"),
+        (-2, ValueError, "'patch_size' must be at least 1, got -2"),
+        (3, ValueError, "'patch_size' must not exceed a side of 'image', 2 x 3, got 3"),
+        (1.0, TypeError, "'patch_size' must be an int, got float"),
+    ],
+)
+def test_impossible_patches_are_refused(forest, ax, patch_size, error, message):
+    with pytest.raises(error, match=message):
+        plot_image_tree(torch.rand(2, 3), forest, patch_size, ax=ax)
+    assert not ax.images
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((2, 3, 6), ValueError, r"'node' must lie in \[0, 5\], got 6"),
+        ((2, 3, -1), ValueError, r"'node' must lie in \[0, 5\], got -1"),
+        ((2, 3, 1.5), TypeError, "'node' must be an int, got float"),
+        ((-2, -3), ValueError, "'height' must be at least 1, got -2"),
+        ((2.0, 3), TypeError, "'height' must be an int, got float"),
+    ],
+)
+def test_impossible_nodes_and_sizes_are_refused(ax, arguments, error, message):
+    with pytest.raises(error, match=message):
+        plot_affinity(torch.rand(6), *arguments, ax=ax)
+    assert not ax.images
+
+
+@pytest.mark.parametrize("node", [4, np.int64(4), torch.tensor(4)], ids=["int", "NumPy", "Tensor"])
+def test_a_node_may_be_any_whole_number(ax, node):
+    plot_affinity(torch.rand(6), 2, 3, node, ax=ax)
+    assert ax.collections[0].get_offsets().tolist() == [[1, 1]]
