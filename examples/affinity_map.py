@@ -28,7 +28,7 @@ from groot_graph.analysis import affinity_map, raster_forest, scan_of_layer
 from groot_graph.models import GrootV, grootv_tiny, load_grootv
 from groot_graph.visualization import plot_affinity, plot_image_tree
 
-from common import UserError, save_figure, told_errors
+from common import UserError, check_seed, save_figure, told_errors
 from images import read_rgb
 
 # The settings.
@@ -44,7 +44,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layer", type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_seed(args.seed)
+    return args
 
 
 def load_image(name: str) -> Image.Image:

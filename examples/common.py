@@ -61,6 +61,10 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise UserError(f"{option_of(name)} must lie from {low} to {high}, got {value}")
 
 
+def check_seed(seed: int) -> None:
+    check_range("seed", seed, 0, 2**32 - 1)  # as NumPy takes it
+
+
 def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
@@ -159,6 +163,15 @@ def redraw(module: nn.Module) -> None:
         module.reset_parameters()
 
 
+def split(places: Tensor, batch_size: int) -> list[Tensor]:
+    """Batches of places. A last one alone joins those before it, because a batch norm over one
+    image has no deviation."""
+    *batches, last = places.split(batch_size)
+    if batches and len(last) == 1:
+        return [*batches[:-1], torch.cat([batches[-1], last])]
+    return [*batches, last]
+
+
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -169,7 +182,7 @@ def fit(
     checkpoint: Checkpoint,
 ) -> None:
     """Trains on batches of places, whose loss `loss_of` tells, at a rate that rises and falls."""
-    num_batches = -(-num_images // batch_size)
+    num_batches = len(split(torch.arange(num_images), batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, optimizer.defaults["lr"], total_steps=epochs * num_batches, pct_start=0.1
     )
@@ -178,7 +191,7 @@ def fit(
     model.train()
     with tqdm(total=epochs * num_batches, initial=first_epoch * num_batches, unit="step") as bar:
         for epoch in range(first_epoch, epochs):
-            for batch in torch.randperm(num_images).split(batch_size):
+            for batch in split(torch.randperm(num_images), batch_size):
                 loss = loss_of(batch)
                 optimizer.zero_grad()
                 loss.backward()

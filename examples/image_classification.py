@@ -29,7 +29,7 @@ from groot_graph.nn import TreeSSMConv
 from groot_graph.transforms import ImageToGraph
 from groot_graph.visualization import plot_affinity, plot_image_tree
 
-from common import Checkpoint, UserError, check_device, save_figure, told_errors
+from common import Checkpoint, UserError, check_device, check_seed, save_figure, told_errors
 from images import image_files, load_built_in, read_rgb
 
 # The settings.
@@ -63,6 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if (args.data is not None) != (args.dataset == "folder"):
         raise UserError("--data DIR and --dataset folder belong together")
     check_device(args.device)
+    check_seed(args.seed)
     return args
 
 
@@ -212,7 +213,7 @@ def grow_tree(model: TreeClassifier, image: Tensor) -> tuple:
 def marked_nodes(image: Tensor, grid: int) -> list[int]:
     """The first and the last bright node in raster order, and a dark one near the center."""
     brightness = F.adaptive_avg_pool2d(image.mean(0, keepdim=True), grid).flatten()
-    bright = (brightness > 0.6 * brightness.max()).nonzero().flatten()
+    bright = (brightness >= 0.6 * brightness.max()).nonzero().flatten()
     place = torch.linspace(-1, 1, grid) ** 2
     from_center = (place[:, None] + place[None, :]).flatten()
     return [int(bright[0]), int(bright[-1]), int((brightness + 0.1 * from_center).argmin())]

@@ -35,7 +35,16 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from groot_graph.models.grootv.transformers import GrootVConfig
 
-from common import Checkpoint, UserError, check_device, fit, redraw, save_figure, told_errors
+from common import (
+    Checkpoint,
+    UserError,
+    check_device,
+    check_seed,
+    fit,
+    redraw,
+    save_figure,
+    told_errors,
+)
 from images import image_files, normalize, read_mask, read_rgb
 from scenes import Shape, make_scenes, shapes
 
@@ -65,6 +74,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.epochs < 1 or args.image_size < 32:
         raise UserError("--epochs must be at least 1 and --image-size at least 32")
     check_device(args.device)
+    check_seed(args.seed)
     return args
 
 
@@ -231,6 +241,9 @@ def load(args: argparse.Namespace) -> tuple[list[str], Tensor, Tensor, Tensor, T
         train_part, test_part = train_test_split(
             torch.arange(len(images)), test_size=held_out, random_state=0
         )
+    for part, purpose in ((train_part, "train on"), (test_part, "hold out")):
+        if masks[part].eq(ignored).all():
+            raise UserError(f"--data {args.data}: the {len(part)} masks to {purpose} hold no class")
     return classes, images[train_part], masks[train_part], images[test_part], masks[test_part]
 
 

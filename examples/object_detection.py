@@ -38,7 +38,16 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection
 
 from groot_graph.models.grootv.transformers import GrootVConfig
 
-from common import Checkpoint, UserError, check_device, fit, redraw, save_figure, told_errors
+from common import (
+    Checkpoint,
+    UserError,
+    check_device,
+    check_seed,
+    fit,
+    redraw,
+    save_figure,
+    told_errors,
+)
 from images import normalize, read_rgb
 from scenes import Shape, make_scenes, shapes
 
@@ -77,6 +86,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if (args.images is None) != (args.annotations is None):
         raise UserError("--images DIR and --annotations FILE belong together")
     check_device(args.device)
+    check_seed(args.seed)
     return args
 
 

@@ -30,7 +30,7 @@ from groot_graph.models import GrootLForCausalLM
 from groot_graph.models.grootl import GrootLConfig
 from groot_graph.visualization import plot_text_tree
 
-from common import UserError, first_line, option_of, replacing, save_figure, told_errors
+from common import UserError, check_seed, first_line, option_of, replacing, save_figure, told_errors
 from texts import read_sources, standard_library, train_tokenizer
 
 # The settings of the small network and its training.
@@ -68,6 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("max_new_tokens", "max_prompt_tokens", "num_beams"):
         if getattr(args, name) < 1:
             raise UserError(f"{option_of(name)} must be at least 1")
+    check_seed(args.seed)
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or more, got {args.temperature}")
     if "" in args.prompts:

@@ -1,12 +1,14 @@
+import importlib
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.equipment.examples import EXAMPLES
 from tests.equipment.failing import fails_at_once
 
-from common import UserError, check_same, replacing, told_errors, write
+from common import UserError, check_same, replacing, split, told_errors, write
 
 
 @told_errors("--resume goes on")
@@ -66,3 +68,29 @@ def test_every_example_starts_as_a_script(name, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: {name}.py")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes"), [(1, [1]), (8, [8]), (9, [9]), (10, [8, 2]), (16, [8, 8]), (17, [8, 9])]
+)
+def test_no_batch_holds_one_image_beside_others(number, sizes):
+    batches = split(torch.arange(number), 8)
+    assert [len(batch) for batch in batches] == sizes
+    assert torch.cat(batches).equal(torch.arange(number))
+
+
+SEEDED = [
+    "affinity_map",
+    "image_classification",
+    "image_segmentation",
+    "image_training",
+    "object_detection",
+    "text_generation",
+]
+
+
+@pytest.mark.parametrize("seed", [-1, 99999999999999999999])
+@pytest.mark.parametrize("name", SEEDED)
+def test_an_impossible_seed_is_told_in_one_line(capsys, name, seed):
+    main = importlib.import_module(f"examples.{name}").main
+    fails_at_once(capsys, lambda: main(["--seed", str(seed)]), "--seed must lie from 0 to", seed)

@@ -288,3 +288,13 @@ def test_the_command_line(tmp_path):
         line == f"error: {Path('outputs', 'checkpoint.pt')}: there is no checkpoint to resume from"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_images_of_one_value_are_drawn(folder_run, tmp_path, value):
+    for name in ("one", "other"):
+        (tmp_path / "plain" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (6, 6), value).save(tmp_path / "plain" / name / f"{number}.png")
+    folder_run("--epochs", 1, data=tmp_path / "plain")
+    assert (tmp_path / "out" / "trees.png").exists()

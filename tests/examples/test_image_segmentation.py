@@ -266,3 +266,18 @@ def test_too_few_images(folder, run, capsys):
 
 def test_images_that_are_too_small(run, capsys):
     fails(capsys, lambda: run("--image-size", 31), "--image-size at least 32")
+
+
+def test_a_last_image_alone_is_learned(folder, run):
+    for number in range(8, 12):
+        for part in ("images", "masks"):
+            shutil.copy(folder / part / "0.png", folder / part / f"{number}.png")
+    # Nine of twelve images to train on, eight a batch, and one value of every pooled channel.
+    assert image_segmentation.load_folder(folder, 32)[0].size(0) == 12
+    run("--data", folder)
+
+
+def test_masks_without_a_class(folder, run, capsys):
+    for number in range(8):
+        Image.new("L", (50 + number, 40), 255).save(folder / "masks" / f"{number}.png")
+    fails(capsys, lambda: run("--data", folder), "the 6 masks to train on hold no class")
