@@ -56,10 +56,9 @@ def load_image(name: str) -> Image.Image:
         return read_rgb(path)
     import skimage.data
 
-    shipped = Path(skimage.data.__file__).parent
-    found = [file for file in shipped.glob(f"{name}.*") if file.suffix in (".png", ".jpg")]
-    if path.name == name and found:
-        return read_rgb(found[0])
+    for file in sorted(Path(skimage.data.__file__).parent.iterdir()):
+        if file.stem == name and file.suffix in (".png", ".jpg"):
+            return read_rgb(file)
     raise UserError(f"{name}: neither an image file nor a photograph of scikit-image")
 
 

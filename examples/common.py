@@ -40,6 +40,12 @@ def told_errors(when_stopped: str = "") -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+def tell(text: str) -> None:
+    """Prints it; of several processes the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
 def message_of(error: Exception) -> str:
     # A process that reads images for this one hands its errors over below their traceback.
     return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from image_folders import find_classes, find_parts, names_of
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -30,7 +31,7 @@ from groot_graph.transforms import ImageToGraph
 from groot_graph.visualization import plot_affinity, plot_image_tree
 
 from common import Checkpoint, UserError, check_device, check_seed, save_figure, told_errors
-from images import image_files, load_built_in, read_rgb
+from images import load_built_in, read_rgb
 
 # The settings.
 channels = 24  # features of a node
@@ -79,18 +80,16 @@ def load_images(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
-    if not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder")
-    files = {
-        sub_folder.name: image_files(sub_folder)
-        for sub_folder in sorted(folder.iterdir())
-        if sub_folder.is_dir() and not sub_folder.name.startswith(".")
-    }
+    part = find_parts(folder)["train"]
+    if part != folder:
+        raise UserError(f"--data {folder}: wants a sub-folder per class, as in {part}")
+    files = find_classes(folder)
     if len(files) < 2:
         raise UserError(f"--data {folder}: needs a sub-folder per class, found {len(files)}")
     for name, found in files.items():
         if len(found) < 3:
             raise UserError(f"--data {folder}: class '{name}' needs 3 images, found {len(found)}")
+    print(f"{len(files)} classes: {names_of(files)}")
     images = [to_tensor(read_rgb(file), size) for found in files.values() for file in found]
     labels = torch.arange(len(files)).repeat_interleave(
         torch.tensor(list(map(len, files.values())))

@@ -17,11 +17,13 @@ is imported, and outputs/segmentation.png.
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from image_folders import find_images
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -45,7 +47,7 @@ from common import (
     save_figure,
     told_errors,
 )
-from images import image_files, normalize, read_mask, read_rgb
+from images import normalize, read_mask, read_rgb
 from scenes import Shape, make_scenes, shapes
 
 # The settings.
@@ -97,9 +99,12 @@ def load_folder(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
     classes = read_classes(folder / "classes.txt")
     if not 2 <= len(classes) <= ignored:
         raise UserError(f"{folder / 'classes.txt'}: needs 2 to 255 classes, found {len(classes)}")
-    files = image_files(folder / "images")
+    files = find_images(folder / "images")
     if len(files) < 4:
         raise UserError(f"--data {folder}: needs 4 images, found {len(files)}")
+    for file, other in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
+        if file.stem == other.stem:
+            raise UserError(f"{file}: has the mask of {other}, masks/{file.stem}.png")
     with tqdm(files, unit="image") as bar:
         pairs = [
             read_pair(file, folder / "masks" / f"{file.stem}.png", size, classes) for file in bar

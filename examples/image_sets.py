@@ -12,6 +12,7 @@ import kornia.augmentation as kornia
 import numpy as np
 import torch
 import torch.nn.functional as F
+from image_folders import find_classes, find_parts, layout, names_of
 from kornia.augmentation.auto import RandAugment
 from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
 from kornia.augmentation.random_generator import ResizedCropGenerator
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common import UserError, first_line
+from common import UserError, first_line, tell
 from images import load_built_in, read_rgb
 
 mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,7 +40,11 @@ def load_images(name: str, folder: Path | None, held_out: float) -> datasets.Dat
     parts = load_folder(folder) if folder else load_digits(name)
     names = parts["train"].features["label"].names
     if len(names) < 2:
-        raise UserError(f"needs images of at least two classes, found {len(names)}: {names}")
+        raise UserError(
+            f"needs images of at least two classes, found {len(names)}: {names}; wants {layout}"
+        )
+    if folder:
+        tell(f"{len(names)} classes: {names_of(names)}")
     if "test" not in parts:
         parts = split(parts["train"], held_out)
     empty = set(range(len(names))) - set(parts["train"]["label"])
@@ -50,16 +55,20 @@ def load_images(name: str, folder: Path | None, held_out: float) -> datasets.Dat
 
 
 def load_folder(folder: Path) -> datasets.DatasetDict:
-    if not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder")
-    is_split = (folder / "train").is_dir() and (folder / "val").is_dir()
-    files = {"train": "train/**", "test": "val/**"} if is_split else {"train": "**"}
-    given = {"data_dir": str(folder), "data_files": files}
-    try:
-        return datasets.load_dataset("imagefolder", **given, drop_labels=False, drop_metadata=True)
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = first_line(error)
-        raise UserError(f"--data {folder}: no images in sub-folders ({reason})") from error
+    parts = {name: find_classes(part) for name, part in find_parts(folder).items()}
+    names = sorted({name for part in parts.values() for name, files in part.items() if files})
+    if not names:
+        raise UserError(f"--data {folder}: no images in sub-folders; wants {layout}")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    return datasets.DatasetDict({name: make_rows(part, features) for name, part in parts.items()})
+
+
+def make_rows(classes: dict[str, list[Path]], features: datasets.Features) -> datasets.Dataset:
+    rows = sorted((str(file), name) for name, files in classes.items() for file in files)
+    content = {"image": [file for file, _ in rows], "label": [name for _, name in rows]}
+    return datasets.Dataset.from_dict(content, features)
 
 
 def load_digits(name: str) -> datasets.DatasetDict:

