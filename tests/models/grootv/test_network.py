@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch_geometric
 from torch.utils.flop_counter import FlopCounterMode
 
 from groot_graph.errors import NotANumberError
@@ -237,6 +238,60 @@ def test_trees_learn_with_edge_steps(images):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("edge_steps", [False, True])
+def test_every_module_that_is_called_returns_tensors(images, edge_steps):
+    """What tools that look at every layer count on: torchinfo, profilers, Captum."""
+    model, others = small(edge_steps=edge_steps), []
+
+    def look(module, inputs, output):
+        values = output if isinstance(output, tuple) else (output,)
+        if not all(isinstance(value, torch.Tensor) for value in values):
+            others.append(module)
+
+    for module in model.modules():
+        module.register_forward_hook(look)
+    model(images)
+    assert others == []
+
+
+@pytest.mark.parametrize("edge_steps", [False, True])
+def test_summary_of_pyg(images, edge_steps):
+    model = small(edge_steps=edge_steps)
+    assert "GrootVStage" in torch_geometric.nn.summary(model, images)
+
+
+def test_summary_of_torchinfo(images):
+    torchinfo = pytest.importorskip("torchinfo")
+    model = small()
+    found = torchinfo.summary(model, input_data=images, verbose=0)
+    assert found.total_params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("edge_steps", [False, True])
+def test_every_parameter_is_read_through_its_module(images, edge_steps):
+    """As offloading, pruning and LoRA do: each brings the weights in a hook of their module."""
+    model = small(edge_steps=edge_steps).eval()
+    wanted = model(images)
+
+    def bring(module, inputs):
+        for name, value in module.stored.items():
+            module._parameters[name].data = value
+
+    def take(module, *_):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.data = torch.full_like(parameter, torch.nan)
+
+    for module in model.modules():
+        module.stored = {
+            name: value.data for name, value in module._parameters.items() if value is not None
+        }
+        take(module)
+        module.register_forward_pre_hook(bring)
+        module.register_forward_hook(take)
+    assert model(images).equal(wanted)
+
+
 def test_compiles_without_a_graph_break_for_any_size():
     torch._dynamo.reset()
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).eval()

@@ -434,6 +434,32 @@ def test_what_agrees_with_the_network_is_taken():
     assert GrootVForImageClassification.from_grootv(grootv).config.num_labels == 7
 
 
+# Weights that are elsewhere. ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_class", [GrootVForImageClassification, GrootVBackbone, GrootVModel])
+@pytest.mark.parametrize(
+    "device_map",
+    [{"": "disk"}, {"grootv": "disk"}, {"grootv.stem": "cpu", "grootv.stages": "disk"}],
+    ids=["all", "the network", "parts"],
+)
+@torch.no_grad()
+def test_weights_on_disk_are_brought(tmp_path, images, model_class, device_map):
+    pytest.importorskip("accelerate")
+    model = model_class(small_config(edge_steps=True)).eval()
+    model.save_pretrained(tmp_path / "saved")
+    if "grootv.stem" in device_map:
+        rest = dict.fromkeys(dict(model.grootv.named_children()), "disk")
+        device_map = {f"grootv.{name}": place for name, place in rest.items()} | device_map
+    read = model_class.from_pretrained(
+        tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "away"
+    )
+    assert all(weight.is_meta for weight in read.grootv.stages.parameters())
+    wanted = model(images, output_hidden_states=True).hidden_states
+    found = read(images, output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, found, wanted))
+
+
 # Training. ----------------------------------------------------------------------------------------
 
 
