@@ -41,8 +41,8 @@ class PointsToGraph(InputToGraph):
           :class:`~torch_geometric.data.Data` that holds them and, optionally, a sorted
           **batch** :math:`(N)`
         - **output:** :class:`~torch_geometric.data.Data` with **pos** :math:`(N, \mathrm{dim})`,
-          **edge_index** :math:`(2, |\mathcal{E}|)` and **x**, which is **pos** unless there are
-          features already
+          **edge_index** :math:`(2, |\mathcal{E}|)`, **edge_weight** :math:`(|\mathcal{E}|)`, the
+          distance of the two points, and **x**, which is **pos** unless there are features already
 
     Raises:
         ImportError: If neither torch-cluster nor SciPy is installed.
@@ -59,6 +59,8 @@ class PointsToGraph(InputToGraph):
         >>> PointsToGraph(radius=1.0)(pos).edge_index
         tensor([[1, 0],
                 [0, 1]])
+        >>> PointsToGraph(k=1)(pos).edge_weight
+        tensor([1., 1., 2.])
     """
 
     def __init__(self, k: int | None = None, radius: float | None = None, key: str = "pos") -> None:
@@ -85,6 +87,8 @@ class PointsToGraph(InputToGraph):
             data.x = pos
         edge_index = self._neighbors(pos.detach(), batch)
         data.edge_index = coalesce(edge_index, num_nodes=len(pos), sort_by_row=False)
+        source, target = data.edge_index
+        data.edge_weight = torch.linalg.vector_norm(pos[source] - pos[target], dim=1)
         return data
 
     def _neighbors(self, pos: Tensor, batch: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ def test_nothing_of_the_old_edges_is_left(key):
     data.forest = Forest(data.order_index, data.parent_index)
     data[key] = draw()
     again = transform(data)
+    if key == "pos":
+        distances = (again.pos[again.edge_index[0]] - again.pos[again.edge_index[1]]).norm(dim=1)
+        assert torch.allclose(again.edge_weight, distances)
+        del again.edge_weight
     assert not {"edge_weight", "edge_attr", "order_index", "parent_index", "forest"} & {
         *again.keys()
     }
