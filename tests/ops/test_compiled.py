@@ -18,8 +18,9 @@ def double(x):
 
 
 @pytest.fixture
-def load(tmp_path):
-    """A kernel in a file of its own, loaded as a new process would."""
+def load(tmp_path, monkeypatch):
+    """A kernel in a file of its own, loaded as a new process would; its cache lies beside it."""
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
     path = tmp_path / "kernels.py"
     path.write_text(SOURCE)
 

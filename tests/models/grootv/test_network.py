@@ -237,7 +237,6 @@ def test_trees_learn_with_edge_steps(images):
     assert len(model.no_weight_decay()) == 3 * 5
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("edge_steps", [False, True])
 def test_every_module_that_is_called_returns_tensors(images, edge_steps):
     """What tools that look at every layer count on: torchinfo, profilers, Captum."""
@@ -292,6 +291,7 @@ def test_every_parameter_is_read_through_its_module(images, edge_steps):
     assert model(images).equal(wanted)
 
 
+@pytest.mark.full
 def test_compiles_without_a_graph_break_for_any_size():
     torch._dynamo.reset()
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).eval()
