@@ -194,10 +194,7 @@ class TreeSSM(torch.nn.Module):
             self._check_edge_length(edge_length, u)
         if edge_mask is not None:
             check_edge_mask(edge_mask, u)
-        operands, norm = self._operands(u, edge_length, edge_mask), self.state_norm
-        if norm is None:
-            return self._scan(*operands, forest).to(u.dtype)
-        return self._normalized_scan(*operands, forest, norm).to(u.dtype)
+        return self._scan(*self._operands(u, edge_length, edge_mask), forest).to(u.dtype)
 
     def transition(
         self, u: Tensor, edge_length: Tensor | None = None, edge_mask: Tensor | None = None
@@ -277,28 +274,15 @@ class TreeSSM(torch.nn.Module):
         D: Tensor,
         forest: Forest,
     ) -> Tensor:
-        own = None if transition_delta is delta else transition_delta
-        return trusted_selective_tree_scan(u, delta, A, B, C, forest, D, self.direction, own)
-
-    def _normalized_scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        transition_delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        forest: Forest,
-        norm: LayerNorm,
-    ) -> Tensor:
+        norm, own = self.state_norm, None if transition_delta is delta else transition_delta
+        if norm is None:
+            return trusted_selective_tree_scan(u, delta, A, B, C, forest, D, self.direction, own)
         # One state per channel takes no more memory than y, so that PyTorch can normalize it.
         if self.state_size == 1:
             transition = (transition_delta * A.t()).exp()
             h = trusted_tree_scan(delta * u * B, transition, forest, self.direction)
             return C * norm(h) + D * u
         # Several are normalized as they are scanned, never all in memory.
-        own = None if transition_delta is delta else transition_delta
         y = trusted_selective_tree_scan(
             u, delta, A, B, C, forest, None, self.direction, own, norm.eps
         )
