@@ -63,20 +63,21 @@ PLAIN_METRICS = ("cosine", "euclidean", "manhattan")  # without weights
 
 def _norm(x: Tensor) -> Tensor:
     r"""The length of every row, also where squares would leave the range of numbers."""
-    unit = _unit(x)
+    unit, is_zero = _unit(x)
     # Its derivatives at zero are zero, also the second.
-    is_zero = (x == 0).all(dim=-1)
-    rows = (x / unit).masked_fill(is_zero.unsqueeze(-1), 1)
-    length = torch.linalg.vector_norm(rows, dim=-1).masked_fill(is_zero, 0)
-    return length * unit.squeeze(-1)
+    length = torch.linalg.vector_norm((x / unit).masked_fill(is_zero, 1), dim=-1, keepdim=True)
+    return (length.masked_fill(is_zero, 0) * unit).squeeze(-1)
 
 
-def _unit(x: Tensor) -> Tensor:
-    r"""What a row is measured in so that its squares are numbers: one where they are."""
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""What a row is measured in so that its squares are numbers: one where they are; and whether
+    it is zero. Both as columns.
+    """
     largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=-1, keepdim=True)
+    is_zero = largest == 0
     lowest, highest = ORDINARY
-    has_squares = (largest >= lowest) & (largest <= highest) | (largest == 0)
-    return torch.where(has_squares, 1, largest)
+    has_squares = (largest >= lowest) & (largest <= highest) | is_zero
+    return torch.where(has_squares, 1, largest), is_zero
 
 
 def works_in_parts(x: Tensor) -> bool:
@@ -340,7 +341,8 @@ class TreeTopology(torch.nn.Module):
                 return self.embedding(x), euclidean
         if self.metric == "cosine":
             # As torch.nn.functional.cosine_similarity scales.
-            x = x / _unit(x)
+            unit, _ = _unit(x)
+            x = x / unit
             x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
         return x, METRICS[self.metric]
 
