@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 
 class Forest:
@@ -62,6 +63,61 @@ class Forest:
         forest = cls.__new__(cls)
         forest.order, forest.parent = order, parent
         return forest
+
+    @classmethod
+    def from_data(cls, data: Data) -> "Forest":
+        r"""The forest that a :class:`~torch_geometric.data.Data` carries as its edges and as
+        :obj:`tree_depth`, the way :class:`~groot_graph.transforms.ToSpanningForest` leaves it.
+
+        Of the two ends of an edge, the less deep one is the parent:
+
+        .. math::
+
+            p(i) = j \text{ where } \{i, j\} \in \mathcal{E}, \; depth_j < depth_i.
+
+        That holds of what is left of a forest as well: a batch, a subgraph, a part that a loader
+        samples, some edges dropped. A node whose edge to its parent is gone is a root. Asks the
+        device whether every node has one parent, so it waits for a GPU.
+
+        Args:
+            data (Data): A graph with **edge_index** :math:`(2, |\mathcal{E}|)`, the edges of the
+                forest in one direction or both, and **tree_depth** :math:`(N)`.
+
+        Raises:
+            TypeError: If :obj:`data` is no :class:`~torch_geometric.data.Data`.
+            ValueError: If it lacks one of them, or has edges that are not of the forest.
+
+        Example:
+            >>> import torch
+            >>> from torch_geometric.data import Data
+            >>> from groot_graph import Forest
+            >>> chain = Data(edge_index=torch.tensor([[0, 1, 2], [1, 2, 3]]), num_nodes=4)
+            >>> chain.tree_depth = torch.tensor([0, 1, 2, 3])
+            >>> Forest.from_data(chain)
+            Forest(num_nodes=4, num_trees=1)
+            >>> Forest.from_data(chain.subgraph(torch.tensor([0, 1, 3])))
+            Forest(num_nodes=3, num_trees=2)
+        """
+        if not isinstance(data, Data):
+            raise TypeError(f"'data' must be a Data, got {type(data).__name__}")
+        for key in ("edge_index", "tree_depth"):
+            if key not in data:
+                raise ValueError(
+                    f"'data' must carry '{key}', as ToSpanningForest leaves it, got {data.keys()}"
+                )
+        depth = data.tree_depth
+        source, target = data.edge_index[:, data.edge_index[0] != data.edge_index[1]]
+        child_first = depth[source] > depth[target]
+        child = torch.where(child_first, source, target)
+        above = torch.where(child_first, target, source)
+        parent = torch.arange(depth.size(0), device=depth.device)
+        parent[child] = above
+        if not (parent[child].equal(above) and bool((depth[child] > depth[above]).all())):
+            raise ValueError(
+                "'edge_index' must hold edges of the forest alone, got a node with two parents or "
+                "two ends of equal depth; add edges before ToSpanningForest, not after it"
+            )
+        return cls._of(depth.argsort(stable=True), parent)
 
     @property
     def num_nodes(self) -> int:

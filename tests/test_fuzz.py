@@ -442,7 +442,7 @@ def test_transforms(data, seed):
         with unchanged(graph.x, graph.edge_index):
             rooted = to_forest(graph)
         assert set(graph.keys()) == keys
-        check_spans(Forest(rooted.order_index, rooted.parent_index), graph.edge_index)
+        check_spans(Forest.from_data(rooted), graph.edge_index)
 
 
 def check_spans(forest, edge_index):
@@ -513,7 +513,7 @@ def test_plots(data, height, width, seed):
     forest = raster_forest(height, width)
     assert forest.order.equal(torch.arange(height * width))
     rooted = ToSpanningForest()(ImageToGraph()(image))
-    grown = Forest(rooted.order_index, rooted.parent_index)
+    grown = Forest.from_data(rooted)
     words = data.draw(st.lists(st.text(max_size=3), min_size=grown.num_nodes, max_size=40))
     affinity = affinity_map(grown, torch.rand(grown.num_nodes, generator=generator), 0)
     with unchanged(image, grown.order, grown.parent, affinity):

@@ -19,14 +19,14 @@ class ToSpanningForest(BaseTransform):
     undirected graph, which holds both directions, stays one. All attributes of edges are reduced
     with them, :obj:`edge_weight` is taken as the dissimilarity where the graph has one.
 
-    The rooted forest is attached as :obj:`order_index` and :obj:`parent_index`. Both are shifted
-    as node indices when PyG forms a batch, so
+    The number of edges between a node and its root is attached as :obj:`tree_depth`. With it
 
     .. code-block:: python
 
-        forest = Forest(batch.order_index, batch.parent_index)
+        forest = Forest.from_data(data)
 
-    is the forest of a whole batch: it need not be found again for each step of a training.
+    is the forest again, also that of a batch, a subgraph or what a loader has sampled: it need not
+    be grown anew for each step of a training.
 
     Args:
         metric (str or Callable, optional): The dissimilarity of the features of two neighbors,
@@ -40,8 +40,7 @@ class ToSpanningForest(BaseTransform):
         - **input:** :class:`~torch_geometric.data.Data` with **x** :math:`(N, C)`,
           **edge_index** :math:`(2, |\mathcal{E}|)` and, optionally, **edge_weight**
           :math:`(|\mathcal{E}|)`
-        - **output:** the same with fewer edges, and **order_index** :math:`(N)`,
-          **parent_index** :math:`(N)`
+        - **output:** the same with fewer edges, and **tree_depth** :math:`(N)`
 
     Raises:
         TypeError: If the input is no :class:`~torch_geometric.data.Data`.
@@ -50,6 +49,7 @@ class ToSpanningForest(BaseTransform):
     Example:
         >>> import torch
         >>> from torch_geometric.transforms import Compose
+        >>> from groot_graph import Forest
         >>> from groot_graph.transforms import ImageToGraph, ToSpanningForest
         >>> image = torch.tensor([[[0.1, 0.2], [0.9, 0.8]]])
         >>> transform = Compose([ImageToGraph(), ToSpanningForest(metric="euclidean")])
@@ -57,7 +57,9 @@ class ToSpanningForest(BaseTransform):
         >>> data.edge_index
         tensor([[1, 0, 2, 3, 1, 3],
                 [3, 1, 3, 1, 0, 2]])
-        >>> data.parent_index
+        >>> data.tree_depth
+        tensor([0, 1, 3, 2])
+        >>> Forest.from_data(data).parent
         tensor([0, 0, 3, 1])
     """
 
@@ -79,8 +81,7 @@ class ToSpanningForest(BaseTransform):
         source, target = data.edge_index
         is_kept = (forest.parent[source] == target) | (forest.parent[target] == source)
         data = data.edge_subgraph(is_kept & (source != target))
-        data.order_index = forest.order
-        data.parent_index = forest.parent
+        data.tree_depth = forest.depth()
         return data
 
     def __repr__(self) -> str:

@@ -21,16 +21,14 @@ def test_nothing_of_the_old_edges_is_left(key):
     data = transform(Data(**{key: draw()}, name="kept", x=torch.rand(6, 1)))
     data = ToSpanningForest(tree="random")(data)
     data.edge_weight, data.edge_attr = torch.rand(data.num_edges), torch.rand(data.num_edges, 2)
-    data.forest = Forest(data.order_index, data.parent_index)
+    data.forest = Forest.from_data(data)
     data[key] = draw()
     again = transform(data)
     if key == "pos":
         distances = (again.pos[again.edge_index[0]] - again.pos[again.edge_index[1]]).norm(dim=1)
         assert torch.allclose(again.edge_weight, distances)
         del again.edge_weight
-    assert not {"edge_weight", "edge_attr", "order_index", "parent_index", "forest"} & {
-        *again.keys()
-    }
+    assert not {"edge_weight", "edge_attr", "tree_depth", "forest"} & {*again.keys()}
     assert again.name == "kept" and "edge_weight" in data  # what was given stays as it was
 
 
