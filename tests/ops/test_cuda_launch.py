@@ -127,6 +127,8 @@ def cupy():
     with (
         patch.dict(sys.modules, cupy=fake),
         patch.object(torch.cuda, "current_stream", lambda device: stream),
+        # PyTorch built for a CPU alone cannot be asked.
+        patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
     ):
         yield fake
     for cached in caches:
@@ -182,6 +184,17 @@ def test_a_kernel_that_strides_gets_no_more_threads_than_run_at_once(cupy):
 def test_nothing_is_launched_for_no_threads(cupy):
     launch.bind("tree_scan")("first", 0, torch.zeros(0))
     assert cupy.launched == cupy.compiled == []
+
+
+def test_a_kernel_is_not_loaded_while_a_graph_is_captured(cupy):
+    kernel = launch.bind("tree_scan")
+    kernel("first", 1, torch.zeros(1))
+    with patch.object(torch.cuda, "is_current_stream_capturing", lambda: True):
+        kernel("first", 1, torch.zeros(1))
+        with pytest.raises(RuntimeError, match="second of tree_scan .* once before the capture"):
+            kernel("second", 1, torch.zeros(1))
+    kernel("second", 1, torch.zeros(1))
+    assert [name for name, *_ in cupy.launched] == ["first", "first", "second"]
 
 
 def test_an_error_leaves_device_and_stream(cupy):

@@ -142,8 +142,18 @@ class CompiledSource:
 
     def launch(self, kernel: str, grid: int, words: tuple) -> None:
         if kernel not in self._functions:
+            self._refuse_to_load_in_a_capture(kernel)
             self._functions[kernel] = self._module.get_function(kernel)
         self._functions[kernel]((grid,), (THREADS_PER_BLOCK,), words)
+
+    def _refuse_to_load_in_a_capture(self, kernel: str) -> None:
+        # CUDA cannot load code meanwhile: it would spoil the whole graph with an error of its own.
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"the kernel {kernel} of {self._operation} has not been loaded yet, which cannot "
+                "be done while a CUDA graph is captured. Call once before the capture, with "
+                "tensors of the same dtypes, shapes and strides"
+            )
 
     @cached_property
     def _module(self):
