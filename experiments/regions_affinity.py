@@ -56,7 +56,7 @@ def draw(networks: dict[str, nn.Module], path: Path) -> None:
             colors = shown(name)
             clicks = torch.zeros(1, 2, height, width)
             clicks[0, 0][inside] = clicks[0, 1][outside] = 1
-            row[0].imshow(colors.permute(1, 2, 0))
+            row[0].imshow(colors.permute(1, 2, 0).numpy())
             row[0].plot(*inside[::-1], "o", color="tab:cyan", label="inside")
             row[0].plot(*outside[::-1], "X", color="tab:red", label="outside")
             row[0].set_axis_off()
@@ -67,7 +67,8 @@ def draw(networks: dict[str, nn.Module], path: Path) -> None:
                 plot_affinity(affinity_map(*scan, node), height, width, node, ax=of_click)
                 with torch.no_grad():
                     found = network(colors[None], clicks)[0] > 0
-                of_region.imshow(colors.permute(1, 2, 0) * (0.25 + 0.75 * found[..., None]))
+                is_found = found[..., None].numpy()
+                of_region.imshow(colors.permute(1, 2, 0).numpy() * (0.25 + 0.75 * is_found))
                 of_region.set_axis_off()
                 if row is axes[0]:
                     of_click.set_title(f"{variant}: affinity")
