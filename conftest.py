@@ -1,4 +1,7 @@
+from collections import defaultdict
 from importlib.util import find_spec
+from math import ceil
+from zlib import crc32
 
 import pytest
 
@@ -38,9 +41,24 @@ def pytest_cmdline_main(config):
         config.option.dist = "loadfile"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    _mark_all_but_a_sample(items)
     if config.getoption("full"):
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
     items[:] = [item for item in items if not item.get_closest_marker("full")]
     config.hook.pytest_deselected(items=left_out)
+
+
+def _mark_all_but_a_sample(items):
+    """Marks 'full' what 'sampled' leaves out: the same cases each time, some of every backend."""
+    tables = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("full"):
+            tables[item.parent, item.originalname, item.callspec.params.get("backend")].append(item)
+    for table in tables.values():
+        (one_of,) = table[0].get_closest_marker("sampled").args
+        table.sort(key=lambda item: crc32(item.name.encode()))
+        for item in table[ceil(len(table) / one_of) :]:
+            item.add_marker(pytest.mark.full)

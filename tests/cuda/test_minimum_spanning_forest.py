@@ -97,6 +97,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 def test_equals_reference_edge_for_edge(graph, weights):
@@ -172,6 +173,7 @@ def test_edges_to_nodes_that_do_not_exist_are_left_out():
     assert torch.equal(edge_mask[num_wrong:], expected)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("preempt", [False, True], ids=["in-turn", "pre-empted"])
 @pytest.mark.parametrize("graph", ["chain", "backward-chain", "grid", "dense", "random"])
 @pytest.mark.parametrize("weights", ["normal", "many-ties", "rising", "falling"])

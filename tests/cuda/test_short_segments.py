@@ -18,6 +18,7 @@ from tests.equipment.scans import (
 )
 
 
+@pytest.mark.sampled(4)
 @directions
 @pytest.mark.parametrize("most, few", [(4, 6), (7, 9)])
 @pytest.mark.parametrize("num_nodes", [9, 63, 257])
@@ -29,6 +30,7 @@ def test_tree_scan(kind, num_nodes, most, few, direction):
         assert_same_scan(tree_scan, tree_scan_reference, operands, 1e-10, **without_plans(along))
 
 
+@pytest.mark.sampled(3)
 @directions
 @pytest.mark.parametrize("num_channels, num_states", [(3, 11), (9, 2)])
 @pytest.mark.parametrize("kind", FOREST_KINDS)
@@ -53,6 +55,7 @@ def test_gradcheck_of_tree_scan(kind, direction):
         assert gradcheck(lambda x, a: tree_scan(x, a, forest, direction), inputs)
 
 
+@pytest.mark.sampled(3)
 @directions
 @options
 def test_gradcheck_of_selective_tree_scan(names, direction):

@@ -63,6 +63,7 @@ def test_what_a_gpu_does_not_hold_is_found_again(direction):
         assert_close(_gradients(grad, x, transition, held, *tensors), expected)
 
 
+@pytest.mark.sampled(3)
 @directions
 @options
 @norms
@@ -80,6 +81,7 @@ def test_tangents_of_the_scan(kind, direction):
         assert gradcheck(scan, inputs, check_forward_ad=True, check_backward_ad=False)
 
 
+@pytest.mark.sampled(2)
 @directions
 @options
 @norms

@@ -213,6 +213,7 @@ def test_opcheck_of_tree_scan(num_nodes, direction):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("has_options", [True, False], ids=["D-transition_delta", "plain"])
 @norms

@@ -122,6 +122,7 @@ def one_node_of_each_tree(edge_index, num_nodes) -> torch.Tensor:
     return torch.tensor(draw.sample([draw.choice(sorted(tree)) for tree in trees], len(trees)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("root", ["first", "last", "given"])
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 60, 63, 257, 1025], ids=lambda n: f"N{n}")
 @pytest.mark.parametrize("kind", FOREST_KINDS)

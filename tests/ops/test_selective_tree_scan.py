@@ -155,6 +155,7 @@ def test_takes_any_order_with_parents_before_children(direction, scan):
     assert_close(run(scan, inputs, forest, direction), expected)
 
 
+@pytest.mark.sampled(3)
 @directions
 @options
 @norms
@@ -183,6 +184,7 @@ def test_gradcheck_of_one_operand(operand):
     )
 
 
+@pytest.mark.sampled(3)
 @directions
 @norms
 @pytest.mark.parametrize("kind, num_nodes, num_channels, state_size, dtype", SHAPES_IN_DTYPES)
@@ -199,6 +201,7 @@ def assert_same(kernels, operands, tolerance, forest, direction="both", eps=None
     assert_same_scan(*scans, operands, tolerance, **settings)
 
 
+@pytest.mark.sampled(3)
 @directions
 @norms
 @pytest.mark.parametrize(
@@ -377,6 +380,7 @@ def test_transition_over_the_whole_range_of_exp(dtype, rtol, direction):
     assert_close(y[listener[0]], exponent.exp(), rtol=rtol, atol=smallest, equal_nan=True)
 
 
+@pytest.mark.sampled(3)
 @directions
 @pytest.mark.parametrize("kind", ["chain", "caterpillar", "star"])
 def test_long_trees_train(kind, direction, kernels):

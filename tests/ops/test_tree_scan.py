@@ -110,6 +110,7 @@ def test_takes_any_order_with_parents_before_children(direction, backend):
         )
 
 
+@pytest.mark.sampled(3)
 @directions
 @pytest.mark.parametrize("needs_grad", ["x", "transition", "x and transition"])
 @pytest.mark.parametrize("kind", ["several", "chain", "star"])
@@ -121,6 +122,7 @@ def test_gradcheck(kind, needs_grad, direction, backend):
     assert gradcheck(lambda x, a: backend.tree_scan(x, a, forest, direction), (x, transition))
 
 
+@pytest.mark.sampled(3)
 @directions
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind, num_nodes, num_channels", SHAPES, ids=lambda value: str(value))
@@ -132,6 +134,7 @@ def test_values_and_gradients_in_every_dtype(
     assert_same_scan(kernels.tree_scan, tree_scan_reference, operands, NEAR[dtype], **along)
 
 
+@pytest.mark.sampled(4)
 @directions
 @pytest.mark.parametrize(
     "num_nodes, num_channels", [(1, 1), (2, 3), (9, 3), (63, 17), (257, 5), (700, 3)]

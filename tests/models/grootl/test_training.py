@@ -72,6 +72,7 @@ def losses_of(trainer: Trainer) -> list[float]:
     return [before, *logged, trainer.evaluate()["eval_loss"]]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_loss_outside_the_model_is_that_inside_it(tmp_path, mode, way):

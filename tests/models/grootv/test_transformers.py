@@ -616,6 +616,7 @@ TAKES_A_BACKBONE = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", TAKES_A_BACKBONE)
 def test_no_model_around_the_backbone_loses_a_weight(tmp_path, name):
     model_class = getattr(transformers, name)
