@@ -291,10 +291,9 @@ class TreeSSMConv(MessagePassing):
         r"""An explainer's mask of the edge between every node and its parent: the mean of the edges
         that join them, in either direction.
         """
-        mask = self._edge_mask
-        if mask is None or edge_index is None or edge_index.size(1) != mask.numel():
-            return None
-        mask = mask.sigmoid() if self._apply_sigmoid else mask
+        if edge_index is None:
+            raise ValueError("'edge_index' must be given where a model is explained, got None")
+        mask = self._mask_of_edges(edge_index, forest.num_nodes)
         source, target = edge_index
         is_up, is_down = forest.parent[source] == target, forest.parent[target] == source
         child = torch.where(is_up, source, target)
@@ -302,6 +301,26 @@ class TreeSSMConv(MessagePassing):
         count = mask.new_zeros(forest.num_nodes).index_add(0, child, joins.to(mask.dtype))
         total = torch.zeros_like(count).index_add(0, child, torch.where(joins, mask, 0))
         return torch.where(count > 0, total / count.clamp(min=1), 1)
+
+    def _mask_of_edges(self, edge_index: Adj, num_nodes: int) -> Tensor:
+        mask = self._edge_mask
+        if mask is None:
+            raise ValueError(
+                f"'{self.__class__.__name__}' is explained by a mask of its edges, got none: take "
+                "GNNExplainer, PGExplainer or CaptumExplainer. GraphMaskExplainer replaces "
+                "messages, and a state along the tree is none"
+            )
+        mask = mask.sigmoid() if self._apply_sigmoid else mask
+        num_edges = edge_index.size(1)
+        if mask.numel() != num_edges:
+            # A model has added self-loops, as PyG does: in the place of those that were there.
+            mask = torch.cat([mask[self._loop_mask], mask.new_ones(num_nodes)])
+        if mask.numel() != num_edges:
+            raise ValueError(
+                "'edge_index' must hold the edges that are explained, or these with self-loops "
+                f"added, got {num_edges} edges and a mask of {self._edge_mask.numel()}"
+            )
+        return mask
 
     def _num_aggrs(self) -> int:
         if not isinstance(self.aggr_module, MultiAggregation):

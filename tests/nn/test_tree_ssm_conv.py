@@ -11,10 +11,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch_geometric.data import Batch, Data
-from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.explain import (
+    CaptumExplainer,
+    Explainer,
+    GNNExplainer,
+    GraphMaskExplainer,
+    PGExplainer,
+)
 from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import GPSConv, MessagePassing, Sequential, SoftmaxAggregation, to_hetero
-from torch_geometric.utils import scatter
+from torch_geometric.utils import add_remaining_self_loops, scatter, to_undirected
 
 import groot_graph
 from groot_graph import root_forest
@@ -699,19 +705,74 @@ def test_an_edge_mask_reaches_the_tree(state_size, edge_steps):
     assert_close(masked(conv, edge_index, cut)(x, edge_index, forest=forest), expected)
 
 
-def test_an_explainer_finds_the_edges_that_matter():
+def explain(model, algorithm, *inputs, mode="regression", kind="model", epochs=0, **kwargs):
+    """The mask of the edges; PGExplainer is trained before."""
+    model_config = {"mode": mode, "task_level": "node", "return_type": "raw"}
+    explainer = Explainer(model, algorithm, kind, model_config, edge_mask_type="object")
+    losses = [algorithm.train(epoch, model, *inputs, **kwargs) for epoch in range(epochs)]
+    assert sum(losses[-5:]) <= sum(losses[:5])
+    return explainer(*inputs, **kwargs).edge_mask
+
+
+ONE_END = torch.tensor([[0, 1, 3], [1, 2, 4]])
+
+
+@pytest.mark.parametrize("settings", [{}, {"aggr": None}, {"edge_steps": True}], ids=str)
+def test_an_explainer_finds_the_edges_that_matter(settings):
     """On a path, an edge matters to the node at one end if taking it away changes the output."""
-    conv, x = TreeSSMConv(4, 4, 4).eval(), torch.randn(5, 4)
-    edge_index = torch.tensor([[0, 1, 3], [1, 2, 4]])
-    explainer = Explainer(
-        conv,
-        GNNExplainer(epochs=50),
-        explanation_type="model",
-        edge_mask_type="object",
-        model_config={"mode": "regression", "task_level": "node", "return_type": "raw"},
-    )
-    found = explainer(x, edge_index, index=0).edge_mask
+    conv, x = TreeSSMConv(4, 4, 4, **settings).eval(), torch.randn(5, 4)
+    found = explain(conv, GNNExplainer(epochs=50), x, ONE_END, index=0)
     assert (found[:2] > 0).all() and found[2] == 0
+
+
+@pytest.mark.parametrize("attribution", ["IntegratedGradients", "ShapleyValueSampling"])
+def test_captum_finds_the_edges_that_matter(attribution):
+    pytest.importorskip("captum")
+    conv, x = TreeSSMConv(4, 4, 4).eval(), torch.randn(5, 4)
+    algorithm = CaptumExplainer(attribution)
+    found = explain(conv, algorithm, x, ONE_END, index=0, mode="multiclass_classification")
+    assert (found[:2] != 0).all() and found[2] == 0
+
+
+def test_an_explainer_learns_of_the_edges_that_matter():
+    """PGExplainer's network sees the nodes' embeddings, and learns by the edge mask alone. It asks
+    for the edges within as many hops of a node as there are layers.
+    """
+    conv, x = TreeSSMConv(4, 4, 4).eval(), torch.randn(5, 4)
+    edge_index = to_undirected(ONE_END)
+    algorithm = PGExplainer(epochs=30, lr=0.01, edge_size=0, edge_ent=0)
+    settings = {"mode": "multiclass_classification", "kind": "phenomenon", "epochs": 30}
+    target = conv(x, edge_index).argmax(1)
+    found = explain(conv, algorithm, x, edge_index, target=target, index=0, **settings)
+    assert (found > 0).equal((edge_index <= 1).all(dim=0))
+
+
+def test_self_loops_that_a_model_adds_are_there_for_an_explainer():
+    class WithLoops(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = TreeSSMConv(4, 4, 4)
+
+        def forward(self, x, edge_index):
+            return self.conv(x, add_remaining_self_loops(edge_index)[0])
+
+    model, x = WithLoops().eval(), torch.randn(5, 4)
+    loop = torch.tensor([[1], [1]])
+    edge_index = torch.cat([loop, ONE_END], dim=1)
+    found = explain(model, GNNExplainer(epochs=50), x, edge_index, index=0)
+    assert (found[1:3] > 0).all() and found[3] == 0
+
+
+def test_what_cannot_be_explained_is_refused():
+    conv, x = TreeSSMConv(4, 4, aggr=None), torch.randn(5, 4)
+    with pytest.raises(ValueError, match="explained by a mask of its edges, got none"):
+        explain(conv, GraphMaskExplainer(1, epochs=1, log=False), x, ONE_END, index=0)
+    forest = root_forest(ONE_END, num_nodes=5)
+    conv = masked(TreeSSMConv(4, 4, aggr=None), ONE_END, torch.ones(3))
+    with pytest.raises(ValueError, match="'edge_index' must be given where a model is explained"):
+        conv(x, forest=forest)
+    with pytest.raises(ValueError, match="got 2 edges and a mask of 3"):
+        conv(x, ONE_END[:, :2])
 
 
 @pytest.mark.parametrize(
