@@ -8,13 +8,16 @@ from functools import wraps
 from pathlib import Path
 
 from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
-from transformers import MambaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM
+from transformers.utils import logging
 
 from groot_graph.models.grootl.config import TREE_SETTINGS, tree_of_adapter
 from groot_graph.models.grootl.model import GrootLForCausalLM
 from groot_graph.models.grootl.training import without_adapter
 
 MODEL_CLASS = GrootLForCausalLM.__name__
+
+logger = logging.get_logger(__name__)
 
 
 def telling_the_tree(save_pretrained: Callable) -> Callable:
@@ -68,13 +71,41 @@ def refusing_those_of_grootl(load_adapter: Callable) -> Callable:
     def load(model: MambaForCausalLM, peft_model_id=None, *args, **kwargs):
         tree = None if peft_model_id is None else tree_of_adapter(peft_model_id, **kwargs)
         if tree is not None:
-            raise ValueError(
-                f"'peft_model_id' must be an adapter of a Mamba, got one of a {MODEL_CLASS} with "
-                f"{tree}: {MODEL_CLASS}.from_pretrained('{peft_model_id}') reads it"
-            )
+            _refuse("peft_model_id", peft_model_id, tree)
         return load_adapter(model, peft_model_id, *args, **kwargs)
 
     return load
+
+
+def comparing_the_tree(load_adapter: Callable) -> Callable:
+    r"""Peft's way to put an adapter on a model: a Mamba does not take one that was learned with a
+    tree, and a GrootL warns where it has another tree.
+    """
+
+    @wraps(load_adapter)
+    def load(model: PeftModel, model_id, *args, **kwargs):
+        tree, base = tree_of_adapter(model_id, **kwargs), without_adapter(model)
+        if tree is not None and isinstance(base, GrootLForCausalLM):
+            _warn_of_another_tree(model_id, tree, base.config)
+        elif tree is not None:
+            _refuse("model_id", model_id, tree)
+        return load_adapter(model, model_id, *args, **kwargs)
+
+    return load
+
+
+def _refuse(name: str, adapter, tree: dict) -> None:
+    raise ValueError(
+        f"'{name}' must be an adapter of a Mamba, got one of a {MODEL_CLASS} with {tree}: "
+        f"{MODEL_CLASS}.from_pretrained('{adapter}') reads it"
+    )
+
+
+def _warn_of_another_tree(adapter, tree: dict, config: MambaConfig) -> None:
+    other = {name: getattr(config, name) for name in tree if getattr(config, name) != tree[name]}
+    if other:
+        learned = {name: tree[name] for name in other}
+        logger.warning(f"'{adapter}' was learned with {learned}; the model here has {other}")
 
 
 PeftModel.save_pretrained = telling_the_tree(  # type: ignore[method-assign]
@@ -85,6 +116,9 @@ for auto_class in (AutoPeftModel, AutoPeftModelForCausalLM):
     auto_class.from_pretrained = classmethod(  # type: ignore[method-assign, assignment]
         reading_the_tree(load)
     )
+PeftModel.load_adapter = comparing_the_tree(  # type: ignore[method-assign]
+    PeftModel.load_adapter
+)
 MambaForCausalLM.load_adapter = refusing_those_of_grootl(  # type: ignore[method-assign]
     MambaForCausalLM.load_adapter
 )

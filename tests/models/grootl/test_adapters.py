@@ -7,6 +7,7 @@ pytest.importorskip("transformers", minversion="5.5")
 peft = pytest.importorskip("peft")
 
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
+from groot_graph.models.grootl import adapters  # noqa: E402
 from tests.equipment.grootl import mamba, tokens  # noqa: E402
 
 TREE = {"tree_mode": "causal", "tree_window": 5, "tree_scale": 0.7}
@@ -92,3 +93,33 @@ def test_the_auto_class_of_transformers_says_how_to_read_it(tmp_path, base):
     with pytest.raises(ValueError, match="got one of a GrootLForCausalLM .*'causal'.* reads it"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
     AutoModelForCausalLM.from_pretrained(base)
+
+
+@pytest.fixture
+def adapter(tmp_path, base):
+    model = adapted(GrootLForCausalLM.from_pretrained(base, **TREE), task_type="CAUSAL_LM")
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_peft_warns_of_an_adapter_learned_with_another_tree(base, adapter, monkeypatch):
+    warned = []
+    monkeypatch.setattr(adapters.logger, "warning", warned.append)
+    same = GrootLForCausalLM.from_pretrained(base, **TREE)
+    peft.PeftModel.from_pretrained(same, adapter)
+    assert not warned
+    other = GrootLForCausalLM.from_pretrained(base, **{**TREE, "tree_window": 2})
+    peft.PeftModel.from_pretrained(other, adapter)
+    (message,) = warned
+    assert "learned with {'tree_window': 5}; the model here has {'tree_window': 2}" in message
+
+
+def test_peft_does_not_put_an_adapter_of_grootl_on_a_mamba(base, adapter):
+    from transformers import MambaForCausalLM
+
+    plain = MambaForCausalLM.from_pretrained(base)
+    with pytest.raises(ValueError, match="'model_id' must be an adapter of a Mamba, got one of"):
+        peft.PeftModel.from_pretrained(plain, adapter)
+    of_mamba = adapted(MambaForCausalLM.from_pretrained(base), task_type="CAUSAL_LM")
+    of_mamba.save_pretrained(adapter.parent / "mamba_adapter")
+    peft.PeftModel.from_pretrained(plain, adapter.parent / "mamba_adapter")
