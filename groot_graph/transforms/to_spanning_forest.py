@@ -19,14 +19,16 @@ class ToSpanningForest(BaseTransform):
     undirected graph, which holds both directions, stays one. All attributes of edges are reduced
     with them, :obj:`edge_weight` is taken as the dissimilarity where the graph has one.
 
-    The number of edges between a node and its root is attached as :obj:`tree_depth`. With it
+    The parent of every node is attached as :obj:`parent_index`, and the number of edges between a
+    node and its root as :obj:`tree_depth`. With the latter
 
     .. code-block:: python
 
         forest = Forest.from_data(data)
 
     is the forest again, also that of a batch, a subgraph or what a loader has sampled: it need not
-    be grown anew for each step of a training.
+    be grown anew for each step of a training. PyG numbers the nodes of a subgraph anew in
+    :obj:`edge_index` alone, so :obj:`parent_index` is that of the whole graph and of batches.
 
     Args:
         metric (str or Callable, optional): The dissimilarity of the features of two neighbors,
@@ -40,7 +42,8 @@ class ToSpanningForest(BaseTransform):
         - **input:** :class:`~torch_geometric.data.Data` with **x** :math:`(N, C)`,
           **edge_index** :math:`(2, |\mathcal{E}|)` and, optionally, **edge_weight**
           :math:`(|\mathcal{E}|)`
-        - **output:** the same with fewer edges, and **tree_depth** :math:`(N)`
+        - **output:** the same with fewer edges, and **parent_index** :math:`(N)`,
+          **tree_depth** :math:`(N)`
 
     Raises:
         TypeError: If the input is no :class:`~torch_geometric.data.Data`.
@@ -57,10 +60,12 @@ class ToSpanningForest(BaseTransform):
         >>> data.edge_index
         tensor([[1, 0, 2, 3, 1, 3],
                 [3, 1, 3, 1, 0, 2]])
+        >>> data.parent_index
+        tensor([0, 0, 3, 1])
         >>> data.tree_depth
         tensor([0, 1, 3, 2])
-        >>> Forest.from_data(data).parent
-        tensor([0, 0, 3, 1])
+        >>> Forest.from_data(data)
+        Forest(num_nodes=4, num_trees=1)
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class ToSpanningForest(BaseTransform):
         source, target = data.edge_index
         is_kept = (forest.parent[source] == target) | (forest.parent[target] == source)
         data = data.edge_subgraph(is_kept & (source != target))
+        data.parent_index = forest.parent
         data.tree_depth = forest.depth()
         return data
 

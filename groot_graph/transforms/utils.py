@@ -46,7 +46,7 @@ def one_by_one(transform: BaseTransform, batch: Batch) -> Batch:
 def forget_edges(data: Data) -> None:
     """Removes what belongs to edges that are about to be replaced."""
     for key in list(data.keys()):
-        is_forest = key == "tree_depth" or isinstance(data[key], Forest)
+        is_forest = key in ("parent_index", "tree_depth") or isinstance(data[key], Forest)
         if is_forest or (data.is_edge_attr(key) and key != "edge_index"):
             del data[key]
 

@@ -46,6 +46,7 @@ def test_it_is_the_forest_of_the_topology(options):
     data = random_graph(31, 60)
     out = ToSpanningForest(**options)(data)
     forest = TreeTopology(**options)(data.x, data.edge_index)
+    assert out.parent_index.equal(forest.parent)
     assert Forest.from_data(out).parent.equal(forest.parent)
 
 
@@ -154,9 +155,9 @@ def test_a_batch_is_one_of_the_transformed_graphs():
     batch = ToSpanningForest()(Batch.from_data_list(graphs))
     for part, graph in zip(batch.to_data_list(), graphs, strict=True):
         expected = ToSpanningForest()(graph)
-        for key in ("x", "edge_index", "tree_depth"):
+        for key in ("x", "edge_index", "parent_index", "tree_depth"):
             assert part[key].equal(expected[key])
-    assert Forest.from_data(batch).num_nodes == 13
+    assert Forest.from_data(batch).parent.equal(batch.parent_index)
 
 
 def parents_left(forest, nodes):

@@ -28,7 +28,9 @@ def test_nothing_of_the_old_edges_is_left(key):
         distances = (again.pos[again.edge_index[0]] - again.pos[again.edge_index[1]]).norm(dim=1)
         assert torch.allclose(again.edge_weight, distances)
         del again.edge_weight
-    assert not {"edge_weight", "edge_attr", "tree_depth", "forest"} & {*again.keys()}
+    assert not {"edge_weight", "edge_attr", "parent_index", "tree_depth", "forest"} & {
+        *again.keys()
+    }
     assert again.name == "kept" and "edge_weight" in data  # what was given stays as it was
 
 
