@@ -5,7 +5,6 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from importlib.resources import files
 from importlib.util import find_spec
 
 import torch
@@ -17,6 +16,7 @@ from benchmarks.harness.memory import taken_alone
 from benchmarks.harness.registry import Measurement
 from benchmarks.harness.timing import interleave, wall_seconds
 from benchmarks.harness.units import quantity
+from groot_graph.ops.cuda import launch
 
 DEVICE = torch.device("cuda")
 # One after another between two events, so that the CPU launches ahead as it does in a network.
@@ -170,5 +170,5 @@ def our_kernels() -> set[str]:
     kernel = re.compile(
         r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\('
     )
-    sources = (path for path in files("groot_graph.cuda").iterdir() if ".cu" in path.name)
+    sources = (path for path in launch.source_folder().iterdir() if ".cu" in path.name)
     return {name for path in sources for name in kernel.findall(path.read_text())}

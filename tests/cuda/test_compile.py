@@ -1,6 +1,5 @@
 import re
 from functools import cache
-from importlib.resources import files
 
 import pytest
 
@@ -50,11 +49,7 @@ CONFIGURATIONS = {
     ],
 }
 
-OPERATIONS = sorted(
-    file.name.removesuffix(".cu")
-    for file in files("groot_graph.cuda").iterdir()
-    if file.name.endswith(".cu")
-)
+OPERATIONS = sorted(file.stem for file in launch.source_folder().glob("*.cu"))
 
 
 def named(macros):

@@ -1,8 +1,10 @@
+import os
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -17,11 +19,7 @@ from tests.equipment.cuda_host import recorded_launches
 from tests.equipment.graphs import random_graph
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
 
-OPERATIONS = [
-    file.name.removesuffix(".cu")
-    for file in files("groot_graph.cuda").iterdir()
-    if file.name.endswith(".cu")
-]
+OPERATIONS = sorted(file.stem for file in launch.source_folder().glob("*.cu"))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -82,55 +80,62 @@ print([name for name in sys.modules if name.startswith((cuda, "cupy")) or name.e
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
-class FakeCuPy:
-    """What the launcher uses of CuPy, written down instead of run."""
+class RecordedCuPy:
+    """CuPy, of which that alone is written down instead of run that needs a GPU: to enter a device
+    or a stream, to load a kernel and to launch it.
+    """
 
-    __version__ = "14.2.0"
-
-    def __init__(self):
+    def __init__(self, cupy):
+        self.__version__ = cupy.__version__
         self.entered, self.launched, self.compiled = [], [], []
+        self._cupy = cupy
+        runtime = cupy.cuda.runtime
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                runtimeGetVersion=lambda: 13000, driverGetVersion=lambda: 13010
+                runtimeGetVersion=runtime.runtimeGetVersion, driverGetVersion=lambda: 13010
             ),
             Device=lambda index: self._context("device", index),
-            ExternalStream=lambda stream, index: self._context("stream", stream, index),
+            Stream=SimpleNamespace(from_external=self._stream),
         )
 
+    def _stream(self, stream):
+        return self._context("stream", self._cupy.cuda.Stream.from_external(stream).ptr)
+
     def RawModule(self, code, options):  # noqa: N802
-        self.compiled.append((code, options))
+        module = self._cupy.RawModule(code=code, options=options)
+        self.compiled.append((module.code, module.options))
         return SimpleNamespace(get_function=self._function)
 
     def _function(self, name):
         return lambda *arguments: self.launched.append((name, *arguments, tuple(self.entered)))
 
     def _context(self, *what):
-        fake = self
+        entered = self.entered
 
         class Context:
             def __enter__(self):
-                fake.entered.append(what)
+                entered.append(what)
 
             def __exit__(self, *error):
-                assert fake.entered.pop() == what
+                assert entered.pop() == what
 
         return Context()
 
 
 @pytest.fixture
 def cupy():
-    fake = FakeCuPy()
+    recorded = RecordedCuPy(pytest.importorskip("cupy", minversion="14"))
     stream = SimpleNamespace(cuda_stream=77, device_index=1)
     caches = launch._cupy, launch.load, launch._external_stream
     for cached in caches:
         cached.cache_clear()
     with (
-        patch.dict(sys.modules, cupy=fake),
+        patch.dict(sys.modules, cupy=recorded),
         patch.object(torch.cuda, "current_stream", lambda device: stream),
         # PyTorch built for a CPU alone cannot be asked.
         patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
     ):
-        yield fake
+        yield recorded
     for cached in caches:
         cached.cache_clear()
 
@@ -155,7 +160,7 @@ def test_launches_on_pytorch_s_device_and_stream(cupy):
 
     assert run(tensor, 3) == 3
     assert cupy.entered == []
-    inside = (("device", 1), ("stream", 77, 1))
+    inside = (("device", 1), ("stream", 77))
     words = (tensor.data_ptr(), 0, 3)
     assert cupy.launched == [
         ("first", (3,), (256,), words, inside),
@@ -165,6 +170,41 @@ def test_launches_on_pytorch_s_device_and_stream(cupy):
     assert cupy.compiled == [
         (launch.source("tree_scan"), ("-std=c++17", "-DINPUT=Half", "-DVALUE=float")),
     ]
+
+
+def test_cupy_takes_a_stream_of_pytorch_without_a_warning(monkeypatch):
+    cupy = pytest.importorskip("cupy", minversion="14")
+    monkeypatch.setattr(launch, "_cupy", lambda: cupy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = launch._external_stream(77)
+    assert isinstance(stream, cupy.cuda.Stream) and stream.ptr == 77
+
+
+def test_the_sources_are_found_in_a_bare_checkout(tmp_path):
+    """With nothing installed, from the checkout's folder and from another one."""
+    folder = Path(__file__).parents[2]
+    for name in ("groot_graph", "cuda"):
+        shutil.copytree(folder / name, tmp_path / name)
+    script = """
+import groot_graph
+from groot_graph.ops.cuda import launch
+
+print(groot_graph.__file__, len(launch.source("root_forest")) > 1000)
+"""
+    # Without the finder of an editable installation, which knows the folder already.
+    packages = Path(torch.__file__).parents[1]
+    where = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{packages}"}
+    for cwd in (tmp_path, tmp_path.parent):
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", script],
+            cwd=cwd,
+            env=os.environ | where,
+            capture_output=True,
+            text=True,
+        )
+        expected = f"{tmp_path / 'groot_graph' / '__init__.py'} True\n"
+        assert (done.stdout, done.returncode) == (expected, 0), done.stderr
 
 
 def test_a_kernel_that_strides_gets_no_more_threads_than_run_at_once(cupy):

@@ -107,7 +107,7 @@ def _with_includes(name: str, included: set[str]) -> str:
     if name in included:
         return ""
     included.add(name)
-    text = _source_folder().joinpath(name).read_text()
+    text = source_folder().joinpath(name).read_text()
     return re.sub(
         r'^#include "(\w+\.cuh)"$',
         lambda match: _with_includes(match[1], included),
@@ -116,9 +116,9 @@ def _with_includes(name: str, included: set[str]) -> str:
     )
 
 
-def _source_folder() -> Path:
+def source_folder() -> Path:
+    r"""The folder of the CUDA sources: in the package, or beside it in a checkout."""
     installed = Path(__file__).parents[2] / "cuda"
-    # In a checkout the sources stand beside the package.
     return installed if installed.is_dir() else installed.parents[1] / "cuda"
 
 
@@ -172,7 +172,7 @@ def _entered(device: torch.device):
     stream = torch.cuda.current_stream(device)
     with (
         _cupy().cuda.Device(stream.device_index),
-        _external_stream(stream.cuda_stream, stream.device_index),
+        _external_stream(stream.cuda_stream),
     ):
         yield
 
@@ -199,5 +199,16 @@ def check_versions(cupy_version: str, runtime: int, driver: int) -> None:
 
 
 @cache
-def _external_stream(stream: int, device_index: int):
-    return _cupy().cuda.ExternalStream(stream, device_index)
+def _external_stream(stream: int):
+    return _cupy().cuda.Stream.from_external(_PyTorchStream(stream))
+
+
+class _PyTorchStream:
+    r"""A stream of PyTorch in the way in which CUDA libraries of Python hand one to each other."""
+
+    def __init__(self, address: int):
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        r"""The version of the protocol, and the address."""
+        return 0, self._address

@@ -1,5 +1,4 @@
 import json
-from importlib.resources import files
 
 import pytest
 import torch
@@ -430,7 +429,7 @@ def join_source(monkeypatch):
     def with_join(operation):
         if operation != "join":
             return source(operation)
-        included = files("groot_graph.cuda").joinpath("common.cuh").read_text()
+        included = (launch.source_folder() / "common.cuh").read_text()
         return text.replace('#include "common.cuh"', included)
 
     monkeypatch.setattr(launch, "source", with_join)
