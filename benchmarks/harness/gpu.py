@@ -3,6 +3,7 @@
 import itertools
 import re
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -25,6 +26,9 @@ CALLS_PER_SAMPLE = 10
 CACHE_BYTES = 2**28
 MOST_SETS = 20
 COPY_BYTES = 2**30
+# About a tenth of a second, and fewer launches than a stream holds.
+BUSY_CYCLES = 200_000_000
+CALLS_WHILE_BUSY = 5
 REPLAY = "replayed as a CUDA graph"
 
 
@@ -114,8 +118,9 @@ def measure(
     timed = {"ours": in_turn(calls), REPLAY: in_turn(replays), **(peers or {})}
     seconds = interleave(timed, repeats, event_seconds)
     called, replayed = seconds.pop("ours"), seconds.pop(REPLAY)
+    found = profiled(calls[0])
     return [
-        Measurement(called, seconds),
+        Measurement(called, seconds, note=told(found), details=found),
         Measurement(replayed, seconds, work=REPLAY, judged=False),
     ]
 
@@ -135,34 +140,65 @@ def copy_of(total_bytes: int) -> Callable:
     return lambda: target.copy_(source)
 
 
-def share_outside(call: Callable) -> str:
-    """How much of the kernels' time is not spent in ours, in words, by PyTorch's profiler."""
-    seconds = _kernel_seconds(call)
-    total = sum(seconds.values())
-    if not total:
-        return "the share outside our kernels is unknown: PyTorch's profiler saw no kernel"
-    names = our_kernels()
-    outside = sum(time for kernel, time in seconds.items() if kernel not in names)
-    return (
-        f"kernels take {quantity(total, 's')}, {outside / total:.0%} of it outside ours "
-        "(PyTorch's sorts and running sums count as outside)"
-    )
+def profiled(call: Callable) -> dict:
+    """Where the time of a call goes: what it costs the CPU alone, and each kernel of the GPU with
+    its launches and seconds, those that take the most first.
+    """
+    return {"host_seconds": host_seconds(call), "kernels": kernels_of(call)}
 
 
-def _kernel_seconds(call: Callable) -> Counter:
+def host_seconds(call: Callable) -> float:
+    """Seconds that a call keeps the CPU, while the GPU is busy with something else."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(BUSY_CYCLES)
+    start = time.perf_counter()
+    for _ in range(CALLS_WHILE_BUSY):
+        call()
+    seconds = (time.perf_counter() - start) / CALLS_WHILE_BUSY
+    torch.cuda.synchronize()
+    return seconds
+
+
+def kernels_of(call: Callable) -> list[dict]:
+    """The kernels of a call, by PyTorch's profiler."""
     if ProfilerActivity.CUDA not in supported_activities():
-        return Counter()
+        return []
     call()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(CALLS_PER_SAMPLE):
             call()
         torch.cuda.synchronize()
-    seconds = Counter()
+    launches, seconds = Counter(), Counter()
     for event in profiler.events():
         if event.device_type == DeviceType.CUDA:
+            launches[event.name] += 1 / CALLS_PER_SAMPLE
             seconds[event.name] += event.time_range.elapsed_us() / 1e6 / CALLS_PER_SAMPLE
-    return seconds
+    return [
+        {"name": name, "launches": launches[name], "seconds": taken}
+        for name, taken in seconds.most_common()
+    ]
+
+
+def told(found: dict) -> str:
+    """A profile in words."""
+    host = f"the CPU alone takes {quantity(found['host_seconds'], 's')}"
+    kernels = found["kernels"]
+    if not kernels:
+        return f"{host}; PyTorch's profiler saw no kernel"
+    total = sum(kernel["seconds"] for kernel in kernels)
+    launches = sum(kernel["launches"] for kernel in kernels)
+    names = our_kernels()
+    outside = sum(kernel["seconds"] for kernel in kernels if kernel["name"] not in names)
+    most = ", ".join(
+        f"{kernel['name'][:40]} {quantity(kernel['seconds'], 's')}" for kernel in kernels[:3]
+    )
+    return (
+        f"{host}, the kernels {quantity(total, 's')} in {launches:.0f} launches, "
+        f"{outside / total:.0%} of it outside ours (PyTorch's sorts and running sums count as "
+        f"outside); most: {most}"
+    )
 
 
 def our_kernels() -> set[str]:

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Runs every kernel on small inputs under NVIDIA's compute-sanitizer, a part of the CUDA toolkit:
 #
-#     tests/gpu/compute_sanitizer.sh                  memcheck, racecheck and synccheck
-#     tests/gpu/compute_sanitizer.sh initcheck        only the tools that are named
+#     tests/gpu/compute_sanitizer.sh                  memcheck, synccheck and initcheck
+#     tests/gpu/compute_sanitizer.sh memcheck         only the tools that are named
 #
-# It needs a GPU, the Python environment that the tests run in, and compute-sanitizer on the PATH (or
-# its path in COMPUTE_SANITIZER). It takes a minute or so per tool; the first run also compiles the
-# kernels, before the tools start. The exit code is 0 only if no tool reports an error. What
-# SANITIZER_OPTIONS holds is added to the tool's options, such as "--kernel-regex kns=finish".
+# It needs a GPU, the Python environment that the tests run in (its interpreter in PYTHON, where that
+# is not python3), and compute-sanitizer on the PATH (or its path in COMPUTE_SANITIZER). Racecheck
+# looks at shared memory alone, which no kernel uses. It takes a minute or so per tool; the first run
+# also compiles the kernels, before the tools start. The exit code is 0 only if no tool reports an
+# error. What SANITIZER_OPTIONS holds is added to the tool's options, such as
+# "--kernel-regex kns=finish".
 set -euo pipefail
 
 sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || true)}
@@ -20,12 +22,13 @@ if [ -z "$sanitizer" ]; then
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+python=${PYTHON:-python3}
 tools=("$@")
-[ "${#tools[@]}" -gt 0 ] || tools=(memcheck racecheck synccheck)
+[ "${#tools[@]}" -gt 0 ] || tools=(memcheck synccheck initcheck)
 read -ra extra <<< "${SANITIZER_OPTIONS:-}"
 
 # Without the tool first: the compiled kernels stay in CuPy's cache on disk.
-python -m tests.gpu.sanitizer_cases
+"$python" -m tests.gpu.sanitizer_cases
 
 failed=()
 for tool in "${tools[@]}"; do
@@ -35,7 +38,7 @@ for tool in "${tools[@]}"; do
     # the tool takes longer than the tool waits for CUDA by default.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
         --report-api-errors no --launch-timeout 300 --target-processes all \
-        ${extra[@]+"${extra[@]}"} python -m tests.gpu.sanitizer_cases || failed+=("$tool")
+        ${extra[@]+"${extra[@]}"} "$python" -m tests.gpu.sanitizer_cases || failed+=("$tool")
 done
 if [ "${#failed[@]}" -gt 0 ]; then
     echo "not clean: ${failed[*]}" >&2

@@ -1,7 +1,6 @@
 """The rows on a GPU, as far as they run without one: on the CPU, under its clock."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ def without_gpu(monkeypatch):
     monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(gpu, "event_seconds", timing.wall_seconds)
     monkeypatch.setattr(gpu, "captured", lambda call: call)
+    monkeypatch.setattr(gpu, "host_seconds", timing.wall_seconds)
     monkeypatch.setattr(gpu, "missing", lambda: None)
     monkeypatch.setattr(gpu, "COPY_BYTES", 1024)
     monkeypatch.setattr(machine, "_gpu", lambda: GPU)
@@ -114,13 +114,31 @@ def test_our_kernels_are_those_of_the_sources():
     assert all(f"{name}(" in text for name in names)
 
 
+KERNELS = [
+    {"name": "finish_input", "launches": 2.0, "seconds": 3e-3},
+    {"name": "cub::sort", "launches": 1.0, "seconds": 1e-3},
+]
+
+
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("kernels", "text"),
     [
-        ({"finish_input": 3e-3, "cub::sort": 1e-3}, "kernels take 4 ms, 25% of it outside ours"),
-        ({}, "the share outside our kernels is unknown"),
+        (
+            KERNELS,
+            "the CPU alone takes 2 ms, the kernels 4 ms in 3 launches, 25% of it outside ours "
+            "(PyTorch's sorts and running sums count as outside); most: finish_input 3 ms, "
+            "cub::sort 1 ms",
+        ),
+        ([], "the CPU alone takes 2 ms; PyTorch's profiler saw no kernel"),
     ],
 )
-def test_share_outside_in_words(monkeypatch, seconds, text):
-    monkeypatch.setattr(gpu, "_kernel_seconds", lambda call: Counter(seconds))
-    assert text in gpu.share_outside(lambda: None)
+def test_a_profile_in_words(kernels, text):
+    assert gpu.told({"host_seconds": 2e-3, "kernels": kernels}) == text
+
+
+def test_a_profile_stands_beside_its_row(without_gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "kernels_of", lambda call: KERNELS)
+    called, replayed = gpu.measure([lambda: None], 3)
+    assert called.details["kernels"] == KERNELS and called.details["host_seconds"] >= 0
+    assert called.note == gpu.told(called.details)
+    assert not replayed.note and not replayed.details
