@@ -60,9 +60,9 @@ def _size(text: str) -> tuple[str, int | bool | tuple]:
 def select(args: argparse.Namespace) -> list[Row]:
     """The rows that are asked for, of the sizes that are asked for."""
     wanted = args.op or subjects(args.group)
-    groups = [group for group in GROUPS if set(wanted) & set(subjects(group))]
-    rows = [row for group in groups for row in rows_of(group)]
-    rows = [row for row in rows if row.op in wanted and row.device == args.device]
+    of_groups = [(group, name) for group in GROUPS for name in subjects(group) if name in wanted]
+    rows = [row for group, name in of_groups for row in rows_of(group, name)]
+    rows = [row for row in rows if row.device == args.device]
     if not rows:
         raise ValueError(f"--op {' '.join(wanted)} has no row for --device {args.device}")
     for name, _ in args.sizes:

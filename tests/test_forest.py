@@ -7,7 +7,8 @@ from hypothesis import given
 from torch_geometric.data import Data
 
 from groot_graph import Forest, root_forest
-from tests.equipment.graphs import FOREST_KINDS, forests, make_forest
+from tests.equipment.graphs import FOREST_KINDS, make_forest
+from tests.equipment.strategies import forests
 
 
 def small_forest() -> Forest:

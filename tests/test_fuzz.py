@@ -37,8 +37,9 @@ from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_re
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from groot_graph.transforms import ImageToGraph, PointsToGraph, TextToGraph, ToSpanningForest
 from groot_graph.visualization import plot_affinity, plot_image_tree, plot_text_tree
-from tests.equipment.graphs import forests, multigraphs, to_edge_index
+from tests.equipment.graphs import to_edge_index
 from tests.equipment.scans import DIRECTIONS, EPS, FLOATS, TOLERANCE, assert_near
+from tests.equipment.strategies import forests, multigraphs
 from tests.equipment.tree_ssm import line_to_root, plain_loop
 
 few = settings(max_examples=settings.default.max_examples // 10)

@@ -209,8 +209,9 @@ def subjects(group: str) -> list[str]:
     return [file.stem for file in files if not file.stem.startswith("_")]
 
 
-def rows_of(group: str) -> list[Row]:
-    names = subjects(group)
+def rows_of(group: str, subject: str | None = None) -> list[Row]:
+    """The rows of a group, or of one of its subjects, which alone needs what its peers need."""
+    names = subjects(group) if subject is None else [subject]
     for name in names:
         importlib.import_module(f"benchmarks.{group}.{name}")
     return sorted((row for row in ROWS if row.op in names), key=lambda row: names.index(row.op))

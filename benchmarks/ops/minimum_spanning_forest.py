@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import minimum_spanning_tree
 from torch_geometric.data import Data
 
 import groot_graph
@@ -145,6 +143,9 @@ def _check_total(graph: Data, total_weight: Callable[[], float], peer: str) -> N
 
 
 def _scipy(graph: Data) -> tuple[Callable, Callable[[], float]]:
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
     # In float64 from the start, because SciPy would convert anything else inside the call.
     weight = graph.edge_weight.double().numpy()
     shape = (graph.num_nodes, graph.num_nodes)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, depth_first_order
 from torch_geometric.data import Data
 
 import groot_graph
@@ -107,8 +105,11 @@ def _check_parents(forest: groot_graph.Forest, parents: np.ndarray, peer: str) -
         raise ResultsDifferError(f"parents of the forest, ours and {peer}")
 
 
-def _scipy(search: Callable) -> Callable:
+def _scipy(name: str) -> Callable:
     def build(edges: np.ndarray, root: int) -> tuple[Callable, Callable]:
+        from scipy.sparse import csgraph, csr_array
+
+        search = getattr(csgraph, name)
         # Both directions stored: an undirected search would transpose the matrix inside the call.
         row_, column = np.concatenate([edges, edges[::-1]], axis=1)
         matrix = csr_array((np.ones(row_.size), (row_, column)), shape=(root + 1, root + 1))
@@ -125,7 +126,7 @@ def _igraph(edges: np.ndarray, root: int) -> tuple[Callable, Callable]:
 
 
 PEERS = {
-    "SciPy breadth first": _scipy(breadth_first_order),
-    "SciPy depth first": _scipy(depth_first_order),
+    "SciPy breadth first": _scipy("breadth_first_order"),
+    "SciPy depth first": _scipy("depth_first_order"),
     "igraph breadth first": _igraph,
 }

@@ -17,7 +17,8 @@ from groot_graph.ops.minimum_spanning_forest.cuda import minimum_spanning_forest
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from tests.equipment.cuda_host import cuda_on_host, recorded_launches
 from tests.equipment.cuda_host.sanitize import run_sanitized
-from tests.equipment.graphs import forest_edges, multigraphs, random_graph, to_edge_index
+from tests.equipment.graphs import forest_edges, random_graph, to_edge_index
+from tests.equipment.strategies import multigraphs
 
 SIZES = (1, 2, 3, 63, 257, 1025)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -9,14 +9,9 @@ from groot_graph import Forest, checks, minimum_spanning_forest, root_forest
 from groot_graph.ops.root_forest import cuda
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
 from tests.equipment.cuda_host.sanitize import run_sanitized
-from tests.equipment.graphs import (
-    FOREST_KINDS,
-    forest_edges,
-    make_forest,
-    multigraphs,
-    to_edge_index,
-)
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, make_forest, to_edge_index
 from tests.equipment.on_host import cuda_kernels
+from tests.equipment.strategies import multigraphs
 
 
 @pytest.mark.parametrize("preempt", [False, True], ids=["whole-turns", "preempted"])

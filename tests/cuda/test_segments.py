@@ -6,8 +6,9 @@ from hypothesis import given
 from groot_graph import Forest
 from groot_graph.ops.cuda import launch, plan
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
-from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests
+from tests.equipment.graphs import FOREST_KINDS, forest_edges
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
+from tests.equipment.strategies import forests
 
 FLAGS = dict(re.findall(r"const int ([A-Z_]+) = (\d+);", launch.source("segments")))
 ROOT, BEGINS_BRANCH, ENDS_BRANCH = (

@@ -4,7 +4,6 @@ import math
 import random
 
 import torch
-from hypothesis import strategies as st
 
 from groot_graph import Forest, root_forest
 
@@ -62,24 +61,3 @@ def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> torch.Tensor:
     """Edges drawn with replacement: self-loops and parallel edges included."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(num_nodes, (2, num_edges), generator=generator)
-
-
-@st.composite
-def forests(draw, max_nodes: int = 16) -> tuple[torch.Tensor, int]:
-    """`(edge_index, num_nodes)` of any forest, no node and isolated nodes included."""
-    num_nodes = draw(st.integers(0, max_nodes))
-    parent = [draw(st.integers(-1, i - 1)) for i in range(num_nodes)]
-    edges = [(p, i) for i, p in enumerate(parent) if p >= 0]
-    return shuffle_edges(edges, num_nodes, draw(st.randoms(use_true_random=False))), num_nodes
-
-
-@st.composite
-def multigraphs(draw, max_nodes: int = 12, max_edges: int = 30) -> tuple[list, int]:
-    """`(edges, num_nodes)` of any graph: self-loops, parallel edges, one direction or both."""
-    num_nodes = draw(st.integers(0, max_nodes))
-    if num_nodes == 0:
-        return [], 0
-    node = st.integers(0, num_nodes - 1)
-    edges = draw(st.lists(st.tuples(node, node), max_size=max_edges))
-    both_directions = draw(st.booleans())
-    return edges + [(j, i) for i, j in edges] if both_directions else edges, num_nodes

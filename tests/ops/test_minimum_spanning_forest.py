@@ -11,7 +11,8 @@ from torch_geometric.utils import grid, to_undirected
 
 from groot_graph import minimum_spanning_forest, root_forest
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
-from tests.equipment.graphs import multigraphs, random_graph, to_edge_index
+from tests.equipment.graphs import random_graph, to_edge_index
+from tests.equipment.strategies import multigraphs
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.uint8)

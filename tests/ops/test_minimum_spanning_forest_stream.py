@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, minimum_spanning_forest_stream
-from tests.equipment.graphs import multigraphs, to_edge_index
+from tests.equipment.graphs import to_edge_index
 from tests.equipment.processes import free_port, leave_group
+from tests.equipment.strategies import multigraphs
 
 
 def expected_of(edge_index, edge_weight, num_nodes):

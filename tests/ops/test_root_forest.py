@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from groot_graph import minimum_spanning_forest, root_forest
 from groot_graph.ops.root_forest.reference import root_forest_reference
-from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests, random_graph, to_edge_index
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, random_graph, to_edge_index
+from tests.equipment.strategies import forests
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from groot_graph.ops.selective_tree_scan.reference import (
     selective_tree_scan_backward_reference,
     selective_tree_scan_reference,
 )
-from tests.equipment.graphs import FOREST_KINDS, forests, make_forest
+from tests.equipment.graphs import FOREST_KINDS, make_forest
 from tests.equipment.scans import (
     DIRECTIONS,
     EPS,
@@ -30,6 +30,7 @@ from tests.equipment.scans import (
     options,
     selective_operands,
 )
+from tests.equipment.strategies import forests
 
 NEAR = TOLERANCE["selective_tree_scan"]
 OPERANDS = OPTIONS["D-transition_delta"]

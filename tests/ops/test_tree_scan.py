@@ -10,7 +10,7 @@ from groot_graph import minimum_spanning_forest, root_forest, tree_scan
 from groot_graph.forest import Forest
 from groot_graph.graphs import grid_edge_index
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
-from tests.equipment.graphs import FOREST_KINDS, forest_edges, forests, make_forest
+from tests.equipment.graphs import FOREST_KINDS, forest_edges, make_forest
 from tests.equipment.scans import (
     DIRECTIONS,
     FLOATS,
@@ -19,6 +19,7 @@ from tests.equipment.scans import (
     directions,
     scan_operands,
 )
+from tests.equipment.strategies import forests
 
 NEAR = TOLERANCE["tree_scan"]
 SHAPES = [
