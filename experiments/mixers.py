@@ -7,15 +7,14 @@ from torch import Tensor
 
 from groot_graph import Forest, root_forest, tree_scan
 from groot_graph.graphs import grid_edge_index, raster_edge_index, repeat_graph
-from groot_graph.nn import GridTreeSSM
-from groot_graph.nn.tree_topology import euclidean
+from groot_graph.nn import GridTreeSSM, TreeTopology
 
 
 class RasterSSM(GridTreeSSM):
     """Passes the states along the rows, read as one chain."""
 
     def propagate(self, u: Tensor) -> Tensor:
-        return pass_along(self, u, raster_chains(u))
+        return self.pass_along(u, raster_chains(u))
 
 
 class CrossSSM(GridTreeSSM):
@@ -23,7 +22,7 @@ class CrossSSM(GridTreeSSM):
 
     def propagate(self, u: Tensor) -> Tensor:
         rows, columns = (raster_chains(u, by_column) for by_column in (False, True))
-        return (pass_along(self, u, rows) + pass_along(self, u, columns)) / 2
+        return (self.pass_along(u, rows) + self.pass_along(u, columns)) / 2
 
 
 class LocalSSM(GridTreeSSM):
@@ -31,16 +30,24 @@ class LocalSSM(GridTreeSSM):
 
     def propagate(self, u: Tensor) -> Tensor:
         node = torch.arange(u.shape[:3].numel(), device=u.device)
-        return pass_along(self, u, Forest(node, node))
+        return self.pass_along(u, Forest(node, node))
 
 
 class GuidedSSM(GridTreeSSM):
-    """Grows its trees over features that the network sets beforehand, such as the colors."""
+    """Grows its trees over features that the network sets beforehand, such as the colors: over
+    these themselves, or, with their number of channels, over an embedding of them that is learned.
+    """
 
     guide: Tensor
 
+    def __init__(self, channels: int, guide_channels: int | None = None):
+        super().__init__(channels, metric="euclidean", edge_steps=True)
+        if guide_channels is not None:
+            self.topology = TreeTopology("learned", channels=guide_channels)
+
     def propagate(self, u: Tensor) -> Tensor:
-        return self.ssm(u.flatten(0, 2), *grow(self, u, self.guide, euclidean)).view(u.shape)
+        grown = grow(self, u, *self.topology.with_metric(self.guide))
+        return self.ssm(u.flatten(0, 2), *grown).view(u.shape)
 
 
 class TreeFilter(GridTreeSSM):
@@ -69,12 +76,6 @@ def grow(
     edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
     edge_weight = mixer._edge_weight(compared, metric)
     return mixer.topology.grow_and_measure(u.flatten(0, 2), edge_index, edge_weight)
-
-
-def pass_along(mixer: GridTreeSSM, u: Tensor, forest: Forest) -> Tensor:
-    nodes = u.flatten(0, 2)
-    edge_length = mixer.topology.measure(nodes, forest) if mixer.ssm.edge_steps else None
-    return mixer.ssm(nodes, forest, edge_length).view(u.shape)
 
 
 def raster_chains(u: Tensor, by_column: bool = False) -> Forest:

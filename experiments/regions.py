@@ -52,7 +52,8 @@ EDGE_STEPS = "edge steps"
 MIXERS: dict[str, Callable[[int], nn.Module]] = {
     TREE: GridTreeSSM,
     EDGE_STEPS: partial(GridTreeSSM, edge_steps=True),
-    "edge steps over the colors": partial(GuidedSSM, metric="euclidean", edge_steps=True),
+    "edge steps over the colors": GuidedSSM,
+    "edge steps over learned colors": partial(GuidedSSM, guide_channels=3),
     "random tree, edge steps": partial(GridTreeSSM, tree="random", edge_steps=True),
     "raster": RasterSSM,
     "raster, edge steps": partial(RasterSSM, edge_steps=True),
@@ -84,7 +85,7 @@ class TreeNetwork(nn.Module):
         x = convolve(self.stem, described(colors, clicks).permute(0, 2, 3, 1))
         for block in self.blocks:
             if isinstance(block.mixer, GuidedSSM):
-                block.mixer.guide = colors.permute(0, 2, 3, 1)
+                block.mixer.guide = centered(colors).permute(0, 2, 3, 1)
             x = block(x)
         return self.head(self.norm(x)).squeeze(3)
 
@@ -114,7 +115,11 @@ def described(colors: Tensor, clicks: Tensor) -> Tensor:
     rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
     place = place.expand(len(colors), -1, -1, -1)
-    return torch.cat([4 * (colors - 0.45), clicks, place], dim=1)
+    return torch.cat([centered(colors), clicks, place], dim=1)
+
+
+def centered(colors: Tensor) -> Tensor:
+    return 4 * (colors - 0.45)
 
 
 def make_network(variant: str) -> nn.Module:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Conv2d, LayerNorm, Linear
 
-from groot_graph.checks import check_grids, check_positive_int
+from groot_graph.checks import check_edge_length, check_forest, check_grids, check_positive_int
+from groot_graph.forest import Forest
 from groot_graph.graphs import grid_edge_index
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import TreeTopology, check_measured, metric_of_layer
@@ -95,26 +96,45 @@ class GridTreeSSM(torch.nn.Module):
         self.out_norm = LayerNorm(inner_channels)
         self.out_proj = Linear(inner_channels, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, forest: Forest | None = None, edge_length: Tensor | None = None
+    ) -> Tensor:
         r"""Runs the layer.
 
         Args:
             x (Tensor): The features, of shape :obj:`[batch, height, width, channels]`.
+            forest (Forest, optional): The forest to pass the states along, in place of one grown
+                from the features; its nodes are the pixels, image by image and row by row.
+                (default: :obj:`None`)
+            edge_length (Tensor, optional): The length of the edge from every node to its parent in
+                the given `forest`, of shape :obj:`[batch * height * width]`, for a layer with
+                `edge_steps`. (default: measured by the metric)
 
         Returns:
             Tensor: The output, of the shape of `x`.
 
         Raises:
-            TypeError: If `x` is not a floating point tensor.
-            ValueError: If its shape does not fit.
-            NotANumberError: If a tree is to be grown over features that are NaN. On a GPU this is
-                checked only under :func:`torch_geometric.set_debug`.
+            TypeError: If `x` is not a floating point tensor, or `forest` or `edge_length` have the
+                wrong type.
+            ValueError: If a shape or a device does not fit, `edge_length` comes without a `forest`
+                or without `edge_steps`, or a length is negative.
+            NotANumberError: If a tree is to be grown over features that are NaN, or a length is. On
+                a GPU this is checked only under :func:`torch_geometric.set_debug`.
         """
         check_grids("x", x, self.channels)
+        if forest is not None or edge_length is not None:
+            self._check_given(x.flatten(0, 2), forest, edge_length)
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = F.silu(convolve(self.conv, u))
-        y = self.out_norm(self.propagate(u))
-        return self.out_proj(y * F.silu(z))
+        y = self.propagate(u) if forest is None else self.pass_along(u, forest, edge_length)
+        return self.out_proj(self.out_norm(y) * F.silu(z))
+
+    def pass_along(self, u: Tensor, forest: Forest, edge_length: Tensor | None = None) -> Tensor:
+        r"""Passes the states of inner features along a given forest."""
+        nodes = u.flatten(0, 2)
+        if self.ssm.edge_steps and edge_length is None:
+            edge_length = self.topology.measure(nodes, forest)
+        return self.ssm(nodes, forest, edge_length).view(u.shape)
 
     def propagate(self, u: Tensor) -> Tensor:
         r"""Grows a tree over every grid of inner features and passes the states along it."""
@@ -130,6 +150,18 @@ class GridTreeSSM(torch.nn.Module):
                 edge_weight = self._edge_weight(*self.topology.with_metric(u))
         forest, _ = self.topology.grow_over(nodes, edge_index, edge_weight)
         return self.ssm(nodes, forest).view(u.shape)
+
+    def _check_given(
+        self, nodes: Tensor, forest: Forest | None, edge_length: Tensor | None
+    ) -> None:
+        if forest is None or (edge_length is not None and not self.ssm.edge_steps):
+            raise ValueError(
+                "'edge_length' must be None unless a 'forest' is given and the layer has "
+                "edge_steps=True"
+            )
+        check_forest(forest, nodes.size(0), nodes.device, "x")
+        if edge_length is not None:
+            check_edge_length(edge_length, nodes, "x")
 
     def _edge_weight(self, u: Tensor, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         # Slices of the grid, because gathering both ends of every edge would copy them.

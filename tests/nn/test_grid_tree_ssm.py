@@ -2,13 +2,16 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
+from groot_graph import Forest
 from groot_graph.errors import NotANumberError
 from groot_graph.graphs import grid_edge_index
-from groot_graph.nn import GridTreeSSM
+from groot_graph.nn import GridTreeSSM, TreeTopology
 from groot_graph.nn.grid_tree_ssm import convolve
 from groot_graph.transforms import ImageToGraph
+from tests.equipment.graphs import make_forest
 
 
 @pytest.fixture
@@ -63,6 +66,74 @@ def test_edge_steps_over_a_grid_are_those_over_a_graph(metric, x):
     inputs, grad = [u, *layer.topology.parameters()], torch.randn_like(out)
     expected = torch.autograd.grad(expected.view_as(out), inputs, grad)
     assert_close(torch.autograd.grad(out, inputs, grad), expected)
+
+
+def grown(layer: GridTreeSSM, features: torch.Tensor):
+    """Over features of the same grids, with the metric of the layer."""
+    batch, height, width, _ = features.shape
+    edge_index = grid_edge_index(height, width, num_graphs=batch)
+    return layer.topology.forest_and_length(features.flatten(0, 2), edge_index)
+
+
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+def test_states_pass_along_a_given_forest(edge_steps, x):
+    """Given what the layer grows itself, it gives what it gives without."""
+    layer = GridTreeSSM(8, metric="euclidean", edge_steps=edge_steps)
+    u = F.silu(convolve(layer.conv, layer.in_proj(x).chunk(2, dim=-1)[0]))
+    forest, edge_length = grown(layer, u)
+    assert_close(layer(x, forest), layer(x))
+    given = (forest, edge_length) if edge_steps else (forest,)
+    assert_close(layer(x, *given), layer(x))
+    chain = Forest(torch.arange(40), (torch.arange(40) - 1).clamp(min=0))
+    assert not torch.allclose(layer(x, chain), layer(x))
+
+
+def test_a_tree_over_colors_is_learned(x):
+    """One embedding of what no layer has blurred may serve several layers."""
+    colors = torch.rand(2, 5, 4, 3)
+    topology = TreeTopology("learned", channels=3)
+    layers = [GridTreeSSM(8, edge_steps=True) for _ in range(2)]
+    edge_index = grid_edge_index(5, 4, num_graphs=2)
+    forest, edge_length = topology.forest_and_length(colors.flatten(0, 2), edge_index)
+    out = layers[1](layers[0](x, forest, edge_length), forest, edge_length)
+    out.square().sum().backward()
+    assert topology.embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "given, edge_steps, error, message",
+    [
+        ({"forest": 3}, True, TypeError, "'forest' must be a groot_graph.Forest, got int"),
+        (
+            {"forest": make_forest("chain", 39)},
+            True,
+            ValueError,
+            "'forest' must have as many nodes as 'x' has rows, 40, got 39",
+        ),
+        ({"edge_length": torch.ones(40)}, True, ValueError, "'edge_length' must be None unless"),
+        (
+            {"forest": make_forest("chain", 40), "edge_length": torch.ones(40)},
+            False,
+            ValueError,
+            "'edge_length' must be None unless",
+        ),
+        (
+            {"forest": make_forest("chain", 40), "edge_length": torch.ones(39)},
+            True,
+            ValueError,
+            r"'edge_length' must have shape \[num_nodes\]",
+        ),
+        (
+            {"forest": make_forest("chain", 40), "edge_length": torch.full((40,), torch.nan)},
+            True,
+            NotANumberError,
+            "'edge_length' must hold lengths, got NaN",
+        ),
+    ],
+)
+def test_a_forest_that_does_not_fit_is_refused(x, given, edge_steps, error, message):
+    with pytest.raises(error, match=message):
+        GridTreeSSM(8, edge_steps=edge_steps)(x, **given)
 
 
 def test_random_trees_compute_no_weight(x):
