@@ -231,7 +231,9 @@ def check_one_root_per_tree(num_trees: int, num_roots: int, num_rooted: int) -> 
 
 def check_forest(forest, num_nodes: int, device: torch.device, argument: str) -> None:
     if not isinstance(forest, Forest):
-        raise TypeError(f"'forest' must be a groot_graph.Forest, got {type(forest).__name__}")
+        # What PyG makes of the forests of a batch's graphs.
+        hint = "; Forest.from_data reads that of a batch" if isinstance(forest, list) else ""
+        raise TypeError(f"'forest' must be a groot_graph.Forest, got {type(forest).__name__}{hint}")
     if forest.order.size(0) != num_nodes:
         raise ValueError(
             f"'forest' must have as many nodes as '{argument}' has rows, {num_nodes}, "

@@ -84,6 +84,15 @@ def test_the_forest_of_a_batch():
         torch.testing.assert_close(h[slice(*part)], expected, rtol=0, atol=0)
 
 
+def test_forests_of_a_batch_that_are_attached_as_such_are_told():
+    graphs = [ToSpanningForest()(random_graph(5, 9, seed)) for seed in range(2)]
+    for graph in graphs:
+        graph.forest = Forest.from_data(graph)
+    batch = Batch.from_data_list(graphs)
+    with pytest.raises(TypeError, match="got list; Forest.from_data reads that of a batch"):
+        tree_scan(batch.x, batch.x, batch.forest)
+
+
 class Graphs(torch.utils.data.Dataset):
     def __init__(self):
         self.transform = ToSpanningForest()
