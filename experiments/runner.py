@@ -15,6 +15,7 @@ from experiments.store import complete
 
 NAMES = (
     "vision",
+    "digits",
     "text",
     "long_range",
     "long_range_routes",

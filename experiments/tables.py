@@ -1,6 +1,5 @@
 """What several runs are like, in Markdown and in pictures."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +21,10 @@ def summary(runs: list[dict]) -> str:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Mean and standard deviation, with the decimals of `form`."""
-    deviation = stdev(values) if len(values) > 1 else math.nan
-    return f"{mean(values):{form}} ± {deviation:{form.lstrip('+')}}"
+    """Mean and standard deviation, with the decimals of `form`; of one value, itself."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{mean(values):{form}} ± {stdev(values):{form.lstrip('+')}}"
 
 
 def percents(runs: list[dict]) -> list[float]:
