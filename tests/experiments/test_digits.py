@@ -59,10 +59,11 @@ def test_without_a_place_the_inputs_of_places_are_silent(few_images):
 
 
 def test_a_run_follows_its_seed(few_images):
-    found = [run(TREE, "place", seed, 4e-3) for seed in (0, 0, 1)]
+    found = [run(TREE, "place", seed, 4e-3) for seed in (0, 0, 1, 2, 3)]
     for result in found:
         assert result.pop("seconds") > 0
-    assert found[0] == found[1] != found[2]
+    assert found[0] == found[1]
+    assert any(result != found[0] for result in found[2:])
 
 
 def test_the_command_prints_what_it_found(few_images, tmp_path, capsys):
