@@ -105,8 +105,13 @@ class Forest:
                 raise ValueError(
                     f"'data' must carry '{key}', as ToSpanningForest leaves it, got {data.keys()}"
                 )
-        depth = data.tree_depth
-        source, target = data.edge_index[:, data.edge_index[0] != data.edge_index[1]]
+        depth, edge_index = data.tree_depth, data.edge_index
+        if edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < depth.size(0):
+            raise ValueError(
+                "'edge_index' must hold numbers of nodes that have a 'tree_depth', from 0 to "
+                f"{depth.size(0) - 1}, got {int(edge_index.min())} to {int(edge_index.max())}"
+            )
+        source, target = edge_index[:, edge_index[0] != edge_index[1]]
         child_first = depth[source] > depth[target]
         child = torch.where(child_first, source, target)
         above = torch.where(child_first, target, source)

@@ -221,6 +221,13 @@ def test_two_ends_of_equal_depth_are_refused():
         Forest.from_data(data)
 
 
+@pytest.mark.parametrize("edge", [[1, 2], [-1, 0]])
+def test_nodes_without_a_depth_are_refused(edge):
+    data = Data(edge_index=torch.tensor(edge)[:, None], tree_depth=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=f"from 0 to 1, got {edge[0]} to {edge[1]}"):
+        Forest.from_data(data)
+
+
 def test_what_carries_no_forest_is_refused():
     with pytest.raises(ValueError, match="must carry 'tree_depth', as ToSpanningForest"):
         Forest.from_data(random_graph(4, 4))
