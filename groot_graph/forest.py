@@ -98,31 +98,9 @@ class Forest:
             >>> Forest.from_data(chain.subgraph(torch.tensor([0, 1, 3])))
             Forest(num_nodes=3, num_trees=2)
         """
-        if not isinstance(data, Data):
-            raise TypeError(f"'data' must be a Data, got {type(data).__name__}")
-        for key in ("edge_index", "tree_depth"):
-            if key not in data:
-                raise ValueError(
-                    f"'data' must carry '{key}', as ToSpanningForest leaves it, got {data.keys()}"
-                )
-        depth, edge_index = data.tree_depth, data.edge_index
-        if edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < depth.size(0):
-            raise ValueError(
-                "'edge_index' must hold numbers of nodes that have a 'tree_depth', from 0 to "
-                f"{depth.size(0) - 1}, got {int(edge_index.min())} to {int(edge_index.max())}"
-            )
-        source, target = edge_index[:, edge_index[0] != edge_index[1]]
-        child_first = depth[source] > depth[target]
-        child = torch.where(child_first, source, target)
-        above = torch.where(child_first, target, source)
-        parent = torch.arange(depth.size(0), device=depth.device)
-        parent[child] = above
-        if not (parent[child].equal(above) and bool((depth[child] > depth[above]).all())):
-            raise ValueError(
-                "'edge_index' must hold edges of the forest alone, got a node with two parents or "
-                "two ends of equal depth; add edges before ToSpanningForest, not after it"
-            )
-        return cls._of(depth.argsort(stable=True), parent)
+        _check_carries_a_forest(data)
+        parent = _parent_by_depth(data.edge_index, data.tree_depth)
+        return cls._of(data.tree_depth.argsort(stable=True), parent)
 
     @property
     def num_nodes(self) -> int:
@@ -216,3 +194,33 @@ class Forest:
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}(num_nodes={self.num_nodes}, num_trees={self.num_trees})"
+
+
+def _check_carries_a_forest(data: Data) -> None:
+    if not isinstance(data, Data):
+        raise TypeError(f"'data' must be a Data, got {type(data).__name__}")
+    for key in ("edge_index", "tree_depth"):
+        if key not in data:
+            raise ValueError(
+                f"'data' must carry '{key}', as ToSpanningForest leaves it, got {data.keys()}"
+            )
+    edge_index, num_nodes = data.edge_index, data.tree_depth.size(0)
+    if edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < num_nodes:
+        raise ValueError(
+            "'edge_index' must hold numbers of nodes that have a 'tree_depth', from 0 to "
+            f"{num_nodes - 1}, got {int(edge_index.min())} to {int(edge_index.max())}"
+        )
+
+
+def _parent_by_depth(edge_index: Tensor, depth: Tensor) -> Tensor:
+    source, target = edge_index[:, edge_index[0] != edge_index[1]]
+    is_up = depth[source] > depth[target]
+    child, above = torch.where(is_up, source, target), torch.where(is_up, target, source)
+    parent = torch.arange(depth.size(0), device=depth.device)
+    parent[child] = above
+    if not (parent[child].equal(above) and bool((depth[child] > depth[above]).all())):
+        raise ValueError(
+            "'edge_index' must hold edges of the forest alone, got a node with two parents or "
+            "two ends of equal depth; add edges before ToSpanningForest, not after it"
+        )
+    return parent
