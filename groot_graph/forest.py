@@ -193,7 +193,10 @@ class Forest:
         return list(self.order[by_depth].split(depth.bincount().tolist()))
 
     def __repr__(self) -> str:
-        return f"{self.__class__.__name__}(num_nodes={self.num_nodes}, num_trees={self.num_trees})"
+        name = self.__class__.__name__
+        if self.device.type == "meta":
+            return f"{name}(num_nodes={self.num_nodes}, device='meta')"
+        return f"{name}(num_nodes={self.num_nodes}, num_trees={self.num_trees})"
 
 
 def _check_carries_a_forest(data: Data) -> None:
@@ -204,7 +207,11 @@ def _check_carries_a_forest(data: Data) -> None:
             raise ValueError(
                 f"'data' must carry '{key}', as ToSpanningForest leaves it, got {data.keys()}"
             )
-    edge_index, num_nodes = data.edge_index, data.tree_depth.size(0)
+    depth = data.tree_depth
+    if not isinstance(depth, Tensor) or depth.dim() != 1:
+        found = list(depth.shape) if isinstance(depth, Tensor) else type(depth).__name__
+        raise ValueError(f"'tree_depth' must be a tensor of shape [num_nodes], got {found}")
+    edge_index, num_nodes = data.edge_index, depth.size(0)
     if edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < num_nodes:
         raise ValueError(
             "'edge_index' must hold numbers of nodes that have a 'tree_depth', from 0 to "

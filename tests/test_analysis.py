@@ -4,7 +4,7 @@ import torch
 from groot_graph import Forest
 from groot_graph.analysis import affinity_map, raster_forest, scan_of_layer
 from groot_graph.models import GrootV
-from groot_graph.nn import TreeSSM, TreeSSMConv
+from groot_graph.nn import GridTreeSSM, TreeSSM, TreeSSMConv
 
 
 @pytest.fixture
@@ -133,3 +133,26 @@ def test_raster_forest_is_the_chain_of_the_rows():
     assert affinity.tolist() == [0.25, 0.5, 1.0, 0.5, 0.25, 0.125]
     with pytest.raises(ValueError, match="'width' must be at least 1, got 0"):
         raster_forest(2, 0)
+
+
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+def test_a_scan_of_an_offloaded_layer(edge_steps):
+    accelerate = pytest.importorskip("accelerate")
+    conv = TreeSSMConv(4, 4, state_size=2, edge_steps=edge_steps)
+    x, edge_index = torch.randn(3, 4), torch.tensor([[0, 1], [1, 2]])
+    forest, transition = scan_of_layer(conv, x, edge_index)
+    accelerate.cpu_offload(conv, execution_device=torch.device("cpu"))
+    assert conv.ssm.A_log.is_meta
+    again, offloaded = scan_of_layer(conv, x, edge_index)
+    assert again.parent.equal(forest.parent) and offloaded.equal(transition)
+    u, length = torch.randn(3, conv.inner_channels), torch.rand(3) if edge_steps else None
+    assert conv.ssm.transition(u, length).shape == (3, conv.inner_channels, 2)
+
+
+@pytest.mark.parametrize("edge_steps", [False, True], ids=["published", "edge_steps"])
+def test_layers_run_on_tensors_without_values(edge_steps):
+    with torch.device("meta"):
+        conv, grid = TreeSSMConv(4, 4, edge_steps=edge_steps), GridTreeSSM(4, edge_steps=edge_steps)
+        out = conv(torch.randn(3, 4), torch.zeros(2, 5, dtype=torch.long))
+        assert out.shape == (3, 4)
+        assert grid(torch.randn(1, 2, 3, 4)).shape == (1, 2, 3, 4)

@@ -153,3 +153,8 @@ def test_a_forest_is_pinned_and_sent_to_a_gpu_with_its_data(monkeypatch):
     calls.clear()
     assert forest.pin_memory().num_nodes == forest.cuda(non_blocking=True).num_nodes == 3
     assert calls == 2 * ["pin_memory"] + 2 * ["to"]
+
+
+def test_a_forest_without_values_can_be_printed():
+    forest = Forest(torch.arange(3), torch.arange(3)).to("meta")
+    assert str(forest) == "Forest(num_nodes=3, device='meta')"

@@ -20,6 +20,7 @@ from groot_graph.checks import (
     check_positive_int,
 )
 from groot_graph.forest import Forest
+from groot_graph.ops.dtypes import autocast_off
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
 from groot_graph.ops.tree_scan.api import trusted_tree_scan
 
@@ -28,6 +29,22 @@ INITIAL_SCALE = 0.05
 
 # u, delta, transition_delta, A, B, C, D
 Operands: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class _SeenNodes(Forest):
+    r"""Nodes without edges, which are told the transitions that a call computes."""
+
+    transition: Tensor
+
+    def to(self, device: "torch.device | str", non_blocking: bool = False) -> "Forest":
+        # Itself: what offloads a module hands it moved arguments, and the caller keeps these nodes.
+        moved = super().to(device, non_blocking)
+        self.order, self.parent = moved.order, moved.parent
+        return self
+
+    def see(self, operands: Operands) -> None:
+        _, _, transition_delta, A, *_ = operands
+        self.transition = (transition_delta.unsqueeze(2) * A).exp()
 
 
 class TreeSSM(torch.nn.Module):
@@ -194,7 +211,10 @@ class TreeSSM(torch.nn.Module):
             self._check_edge_length(edge_length, u)
         if edge_mask is not None:
             check_edge_mask(edge_mask, u)
-        return self._scan(*self._operands(u, edge_length, edge_mask), forest).to(u.dtype)
+        operands = self._operands(u, edge_length, edge_mask)
+        if isinstance(forest, _SeenNodes):
+            forest.see(operands)
+        return self._scan(*operands, forest).to(u.dtype)
 
     def transition(
         self, u: Tensor, edge_length: Tensor | None = None, edge_mask: Tensor | None = None
@@ -214,12 +234,11 @@ class TreeSSM(torch.nn.Module):
             ValueError: If a shape does not fit, or `edge_length` does not go with the layer.
         """
         check_features("u", u, self.channels)
-        if self.edge_steps or edge_length is not None:
-            self._check_edge_length(edge_length, u)
-        if edge_mask is not None:
-            check_edge_mask(edge_mask, u)
-        _, _, transition_delta, A, *_ = self._operands(u, edge_length, edge_mask)
-        return (transition_delta.unsqueeze(2) * A).exp()
+        node = torch.arange(u.size(0), device=u.device)
+        seen = _SeenNodes(node, node)
+        # Through the call, which puts weights in their place that are kept elsewhere.
+        self(u, seen, edge_length, edge_mask)
+        return seen.transition
 
     def no_weight_decay(self) -> set[str]:
         r"""The names of the parameters that an optimizer should not decay, beside biases and the
@@ -253,7 +272,7 @@ class TreeSSM(torch.nn.Module):
         if edge_length is not None:
             scale = F.softplus(self.sigma.to(dtype))
             # An outer product, whose gradients are two products of a matrix and a vector.
-            with torch.autocast(u.device.type, enabled=False):
+            with autocast_off(u.device):
                 transition_delta = torch.addr(delta, edge_length.to(dtype), scale)
         if edge_mask is not None:
             # An edge that is hardly there is a long one.

@@ -22,6 +22,7 @@ from groot_graph.checks import (
 from groot_graph.forest import Forest
 from groot_graph.lasting import makes_plain_tensors
 from groot_graph.nn.adjacency import to_plain_edge_index
+from groot_graph.ops.dtypes import autocast_off
 from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
 from groot_graph.ops.root_forest.api import trusted_root_forest
 
@@ -337,7 +338,7 @@ class TreeTopology(torch.nn.Module):
             return x, self.metric
         if self.metric == "learned":
             # In half precision too many edges would have the same length.
-            with torch.autocast(x.device.type, enabled=False):
+            with autocast_off(x.device):
                 return self.embedding(x), euclidean
         if self.metric == "cosine":
             # As torch.nn.functional.cosine_similarity scales.

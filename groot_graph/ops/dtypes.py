@@ -1,5 +1,7 @@
 r"""In which dtype an operation computes, and in which it takes its tensors."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,9 @@ def operand_dtype(*tensors: Tensor) -> torch.dtype:
     if shared in (torch.float32, torch.float64) or has_cuda_kernels(tensors[0].device):
         return shared
     return torch.float32
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager:
+    r"""Keeps the dtypes of what is computed inside, on devices without autocast too."""
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()

@@ -63,6 +63,8 @@ class PointsToGraph(InputToGraph):
         tensor([1., 1., 2.])
     """
 
+    makes_nodes = False
+
     def __init__(self, k: int | None = None, radius: float | None = None, key: str = "pos") -> None:
         if (k is None) == (radius is None):
             raise ValueError(

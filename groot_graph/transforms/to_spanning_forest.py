@@ -9,7 +9,7 @@ from torch_geometric.transforms import BaseTransform
 from groot_graph.checks import check_choice
 from groot_graph.nn import TreeTopology
 from groot_graph.nn.tree_topology import PLAIN_METRICS
-from groot_graph.transforms.utils import one_by_one
+from groot_graph.transforms.utils import forget_structures, is_supervision, one_by_one
 
 
 class ToSpanningForest(BaseTransform):
@@ -85,7 +85,9 @@ class ToSpanningForest(BaseTransform):
         forest = self.topology(data.x, data.edge_index, data.edge_weight)
         source, target = data.edge_index
         is_kept = (forest.parent[source] == target) | (forest.parent[target] == source)
-        data = data.edge_subgraph(is_kept & (source != target))
+        supervision = {key: value for key, value in data if is_supervision(key)}
+        data = data.edge_subgraph(is_kept & (source != target)).update(supervision)
+        forget_structures(data)
         data.parent_index = forest.parent
         data.tree_depth = forest.depth()
         return data

@@ -17,6 +17,8 @@ class InputToGraph(BaseTransform):
     """
 
     key: str
+    # Whether the nodes are made of the input, or are its points.
+    makes_nodes: bool = True
 
     def __call__(self, data: Any) -> Data:
         if isinstance(data, Batch):
@@ -35,7 +37,15 @@ class InputToGraph(BaseTransform):
         value = data[self.key]
         del data[self.key]
         forget_edges(data)
+        if self.makes_nodes:
+            _forget_batch(data)
         return value, data
+
+
+def _forget_batch(data: Data) -> None:
+    """Removes what tells the nodes that were there before into which graph they belong."""
+    for key in {"batch", "ptr"} & {*data.keys()}:
+        del data[key]
 
 
 def one_by_one(transform: BaseTransform, batch: Batch) -> Batch:
@@ -45,10 +55,23 @@ def one_by_one(transform: BaseTransform, batch: Batch) -> Batch:
 
 def forget_edges(data: Data) -> None:
     """Removes what belongs to edges that are about to be replaced."""
+    forget_structures(data)
+    for key in list(data.keys()):
+        if data.is_edge_attr(key) and key != "edge_index" and not is_supervision(key):
+            del data[key]
+
+
+def forget_structures(data: Data) -> None:
+    """Removes what was made of all edges, which others are about to replace."""
     for key in list(data.keys()):
         is_forest = key in ("parent_index", "tree_depth") or isinstance(data[key], Forest)
-        if is_forest or (data.is_edge_attr(key) and key != "edge_index"):
+        if is_forest or key == "adj_t":
             del data[key]
+
+
+def is_supervision(key: str) -> bool:
+    """Whether an attribute is about the pairs of nodes that a link prediction asks for."""
+    return key.startswith("edge_label")
 
 
 def add_batch(data: Data, num_nodes: int, num_graphs: int) -> Data:

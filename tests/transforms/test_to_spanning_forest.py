@@ -228,6 +228,15 @@ def test_nodes_without_a_depth_are_refused(edge):
         Forest.from_data(data)
 
 
+@pytest.mark.parametrize(
+    "depth, found", [(torch.tensor([[0], [1]]), r"\[2, 1\]"), ([0, 1], "list")]
+)
+def test_depths_of_another_form_are_refused(depth, found):
+    data = Data(edge_index=torch.tensor([[0], [1]]), tree_depth=depth)
+    with pytest.raises(ValueError, match=rf"'tree_depth' must be a tensor .*, got {found}"):
+        Forest.from_data(data)
+
+
 def test_what_carries_no_forest_is_refused():
     with pytest.raises(ValueError, match="must carry 'tree_depth', as ToSpanningForest"):
         Forest.from_data(random_graph(4, 4))

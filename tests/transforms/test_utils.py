@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
+from torch_geometric.transforms import ToSparseTensor
 
 from groot_graph import Forest
 from groot_graph.transforms import ImageToGraph, PointsToGraph, TextToGraph, ToSpanningForest
@@ -32,6 +33,41 @@ def test_nothing_of_the_old_edges_is_left(key):
         *again.keys()
     }
     assert again.name == "kept" and "edge_weight" in data  # what was given stays as it was
+
+
+@transforms
+def test_a_matrix_of_the_old_edges_is_not_left(key):
+    transform, draw = TRANSFORMS[key]
+    data = ToSparseTensor(remove_edge_index=False)(transform(Data(**{key: draw()})))
+    data.x = torch.rand(6, 1)
+    assert "adj_t" in data
+    data[key] = draw()
+    assert "adj_t" not in transform(data)
+    assert "adj_t" not in ToSpanningForest()(data)
+
+
+def test_a_new_forest_takes_the_place_of_an_older_one():
+    data = ToSpanningForest(tree="random")(TRANSFORMS["image"][0](torch.rand(1, 2, 3)))
+    data.forest = Forest.from_data(data)
+    assert "forest" not in ToSpanningForest()(data)
+
+
+def test_pairs_that_a_link_prediction_asks_for_are_kept():
+    data = Data(x=torch.rand(4, 2), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
+    data.edge_label_index, data.edge_label = data.edge_index.flip(1), torch.tensor([1, 0, 1, 0])
+    data.pos = torch.rand(4, 2)
+    for transform in (ToSpanningForest(), PointsToGraph(k=1)):
+        out = transform(data)
+        assert out.edge_label_index.equal(data.edge_label_index)
+        assert out.edge_label.equal(data.edge_label)
+
+
+@pytest.mark.parametrize("key", ["image", "input_ids"])
+def test_nodes_made_anew_are_of_no_older_batch(key):
+    transform, draw = TRANSFORMS[key]
+    batch = Batch.from_data_list([transform(Data(**{key: draw()})) for _ in range(2)])
+    data = Data(**{key: draw()}, batch=batch.batch, ptr=batch.ptr)
+    assert not {"batch", "ptr"} & {*transform(data).keys()}
 
 
 @transforms

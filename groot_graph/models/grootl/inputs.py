@@ -72,11 +72,11 @@ def checked_mask(mask: Tensor | None, x: Tensor, num_before: int = 0) -> Tensor 
 
 def _check_one_text(mask: Tensor) -> None:
     r"""A row of a mask holds one text, which its places follow without a gap."""
-    if bool((mask > 1).any()):
-        raise ValueError(
-            "'attention_mask' must hold 0 and 1, got numbers that keep texts in one row apart: "
-            f"{ONE_TEXT_PER_ROW}"
-        )
+    is_number = (mask == 0) | (mask == 1)
+    if not bool(is_number.all()):
+        found = mask[~is_number].flatten()[0].item()
+        several = f", which keeps texts in one row apart: {ONE_TEXT_PER_ROW}" if found > 1 else ""
+        raise ValueError(f"'attention_mask' must hold 0 and 1, got {found}{several}")
     mask = mask.bool()
     begins = mask[:, :1].sum(dim=1) + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
     if bool((begins > 1).any()):
@@ -242,15 +242,17 @@ def check_one_text_per_row(mask: Tensor | None, told: dict) -> None:
 
     Args:
         mask (BoolTensor, optional): A checked mask.
-        told (dict): Arguments of which :obj:`position_ids`, :obj:`seq_idx`, :obj:`cu_seq_lens_q`
-            and :obj:`cu_seq_lens_k` tell where texts begin.
+        told (dict): Arguments, of which those with the names that packing collators and kernels use
+            tell where texts begin.
     """
-    position, number = told.get("position_ids"), told.get("seq_idx")
+    position = told.get("position_ids")
     if position is not None:
         _check_begins("position_ids", position[..., 1:] <= position[..., :-1], mask)
-    if number is not None:
-        _check_begins("seq_idx", number[..., 1:] != number[..., :-1], mask)
-    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+    for name in ("seq_idx", "sequence_ids"):
+        if told.get(name) is not None:
+            number = told[name]
+            _check_begins(name, number[..., 1:] != number[..., :-1], mask)
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "cu_seq_lens"):
         if told.get(name) is not None and len(told[name]) > 2:
             raise ValueError(
                 f"'{name}' must be left out or tell of one text, got {len(told[name]) - 1}: "

@@ -2,7 +2,6 @@ r"""The trees over texts along which GrootL passes states: where they may grow, 
 scanned, and what is remembered of them while a text is generated.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from groot_graph.forest import Forest
 from groot_graph.graphs import text_edge_index
+from groot_graph.ops.dtypes import autocast_off
 from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning_forest
 from groot_graph.ops.root_forest.api import trusted_root_forest
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
@@ -174,14 +174,6 @@ def state_input_product(v_i: Tensor, B_i: Tensor, v_j: Tensor, B_j: Tensor) -> T
     r"""The scalar products of pairs of state inputs, the outer products of `v` and `B`."""
     dot = "...c,...c->..."
     return torch.einsum(dot, v_i, v_j) * torch.einsum(dot, B_i, B_j)
-
-
-def autocast_off(device: torch.device) -> AbstractContextManager:
-    r"""Keeps the dtypes of what is computed inside: half precision would make ties of tokens that
-    differ.
-    """
-    has_autocast = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 class TextTree(nn.Module):

@@ -169,6 +169,8 @@ def test_a_prompt_in_chunks_is_refused_where_its_tree_is_grown_over_all_of_it():
         ({"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}, "begins at place 4"),
         ({"position_ids": torch.tensor([[5, 6, 7, 7, 8, 9, 10]])}, "begins at place 3"),
         ({"seq_idx": torch.tensor([[0, 0, 0, 1, 1, 2, 2]]).int()}, "begins at place 3"),
+        ({"sequence_ids": torch.tensor([[0, 0, 0, 1, 1, 2, 2]])}, "begins at place 3"),
+        ({"cu_seqlens": torch.tensor([0, 3, 7])}, "tell of one text, got 2"),
         ({"cu_seq_lens_q": torch.tensor([0, 3, 7])}, "tell of one text, got 2"),
         ({"cu_seq_lens_k": torch.tensor([0, 3, 5, 7])}, "tell of one text, got 3"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 2, 2, 3, 3]])}, "hold 0 and 1"),
@@ -197,3 +199,24 @@ def test_a_flattened_batch_of_a_collator_is_refused():
     rows = [{"input_ids": row} for row in tokens(3, 5).tolist()]
     with pytest.raises(ValueError, match="'position_ids' must be left out"):
         grootl()(**DataCollatorWithFlattening()(rows))
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [
+        ([-torch.inf, -torch.inf, 0.0, 0.0], "-inf"),  # added to scores, as attention has it
+        ([-1, -1, 1, 1], "-1"),
+        ([0.5, 0.5, 1.0, 1.0], "0.5"),
+        ([torch.nan, 1.0, 1.0, 1.0], "nan"),
+    ],
+)
+def test_a_mask_of_other_numbers_is_refused(model, mask, found):
+    with pytest.raises(ValueError, match=f"'attention_mask' must hold 0 and 1, got {found}$"):
+        model(tokens(1, 4), attention_mask=torch.tensor([mask]))
+
+
+def test_a_mask_of_any_dtype(model):
+    input_ids, mask = tokens(1, 4), torch.tensor([[0, 1, 1, 1]])
+    expected = model(input_ids, attention_mask=mask).logits
+    for same in (mask.float(), mask.bool(), mask.to(torch.uint8)):
+        assert model(input_ids, attention_mask=same).logits.equal(expected)
