@@ -2,20 +2,23 @@ r"""Adapters of peft over GrootL: their configuration tells of the tree, so that
 do not take the Mamba below for the whole model.
 """
 
-import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
-from transformers import MambaConfig, MambaForCausalLM
+from peft import (
+    AutoPeftModel,
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForFeatureExtraction,
+    PeftModel,
+)
+from transformers import MambaConfig, MambaPreTrainedModel
 from transformers.utils import logging
 
-from groot_graph.models.grootl.config import TREE_SETTINGS, tree_of_adapter
-from groot_graph.models.grootl.model import GrootLForCausalLM
+from groot_graph.models.grootl import model as grootl
+from groot_graph.models.grootl.config import mapping_of_adapter, note_tree
+from groot_graph.models.grootl.model import GrootLPreTrainedModel
 from groot_graph.models.grootl.training import without_adapter
-
-MODEL_CLASS = GrootLForCausalLM.__name__
 
 logger = logging.get_logger(__name__)
 
@@ -27,24 +30,12 @@ def telling_the_tree(save_pretrained: Callable) -> Callable:
     def save(model: PeftModel, save_directory: str, *args, **kwargs) -> None:
         save_pretrained(model, save_directory, *args, **kwargs)
         base = without_adapter(model)
-        if not isinstance(base, GrootLForCausalLM):
+        if not isinstance(base, GrootLPreTrainedModel):
             return
-        tree = {name: getattr(base.config, name) for name in TREE_SETTINGS}
         for name in model.peft_config:
-            folder = Path(save_directory, "" if name == "default" else name)
-            _note(folder / "adapter_config.json", tree)
+            note_tree(Path(save_directory, "" if name == "default" else name), base)
 
     return save
-
-
-def _note(path: Path, tree: dict) -> None:
-    # Not there where another process saves, or another adapter was asked for.
-    if not path.exists():
-        return
-    config = json.loads(path.read_text())
-    mapping = {"base_model_class": MODEL_CLASS, "parent_library": GrootLForCausalLM.__module__}
-    config["auto_mapping"] = {**mapping, "tree": tree}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def reading_the_tree(from_pretrained: Callable) -> Callable:
@@ -52,52 +43,53 @@ def reading_the_tree(from_pretrained: Callable) -> Callable:
 
     @wraps(from_pretrained)
     def load(cls, pretrained_model_name_or_path, *args, **kwargs):
-        tree = tree_of_adapter(pretrained_model_name_or_path, **kwargs)
-        if tree is None:
+        mapping = mapping_of_adapter(pretrained_model_name_or_path, **kwargs)
+        if mapping is None:
             return from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs)
-        over_grootl = type(cls.__name__, (cls,), {"_target_class": GrootLForCausalLM})
-        kwargs = {**tree, **kwargs}
+        target = getattr(grootl, mapping["base_model_class"], grootl.GrootLForCausalLM)
+        over_grootl = type(cls.__name__, (cls,), {"_target_class": target})
+        kwargs = {**mapping["tree"], **kwargs}
         return from_pretrained(over_grootl, pretrained_model_name_or_path, *args, **kwargs)
 
     return load
 
 
-def refusing_those_of_grootl(load_adapter: Callable) -> Callable:
+def compared_by_transformers(load_adapter: Callable) -> Callable:
     r"""A Mamba, as which transformers' own auto classes read the model below an adapter, does not
-    take one that was learned with a tree.
+    take one that was learned with a tree, and a GrootL warns where it has another tree.
     """
 
     @wraps(load_adapter)
-    def load(model: MambaForCausalLM, peft_model_id=None, *args, **kwargs):
-        tree = None if peft_model_id is None else tree_of_adapter(peft_model_id, **kwargs)
-        if tree is not None:
-            _refuse("peft_model_id", peft_model_id, tree)
+    def load(model: MambaPreTrainedModel, peft_model_id=None, *args, **kwargs):
+        if peft_model_id is not None:
+            _compare("peft_model_id", peft_model_id, model, kwargs)
         return load_adapter(model, peft_model_id, *args, **kwargs)
 
     return load
 
 
-def comparing_the_tree(load_adapter: Callable) -> Callable:
-    r"""Peft's way to put an adapter on a model: a Mamba does not take one that was learned with a
-    tree, and a GrootL warns where it has another tree.
-    """
+def compared_by_peft(load_adapter: Callable) -> Callable:
+    r"""As :func:`compared_by_transformers`, in peft's way to put an adapter on a model."""
 
     @wraps(load_adapter)
     def load(model: PeftModel, model_id, *args, **kwargs):
-        tree, base = tree_of_adapter(model_id, **kwargs), without_adapter(model)
-        if tree is not None and isinstance(base, GrootLForCausalLM):
-            _warn_of_another_tree(model_id, tree, base.config)
-        elif tree is not None:
-            _refuse("model_id", model_id, tree)
+        _compare("model_id", model_id, without_adapter(model), kwargs)
         return load_adapter(model, model_id, *args, **kwargs)
 
     return load
 
 
-def _refuse(name: str, adapter, tree: dict) -> None:
+def _compare(name: str, adapter, base, where: dict) -> None:
+    mapping = mapping_of_adapter(adapter, **where)
+    if mapping is None:
+        return
+    tree, model_class = mapping["tree"], mapping["base_model_class"]
+    if isinstance(base, GrootLPreTrainedModel):
+        _warn_of_another_tree(adapter, tree, base.config)
+        return
     raise ValueError(
-        f"'{name}' must be an adapter of a Mamba, got one of a {MODEL_CLASS} with {tree}: "
-        f"{MODEL_CLASS}.from_pretrained('{adapter}') reads it"
+        f"'{name}' must be an adapter of a {type(base).__name__}, got one of a {model_class} with "
+        f"{tree}: {model_class}.from_pretrained('{adapter}') reads it"
     )
 
 
@@ -111,14 +103,14 @@ def _warn_of_another_tree(adapter, tree: dict, config: MambaConfig) -> None:
 PeftModel.save_pretrained = telling_the_tree(  # type: ignore[method-assign]
     PeftModel.save_pretrained
 )
-for auto_class in (AutoPeftModel, AutoPeftModelForCausalLM):
+for auto_class in (AutoPeftModel, AutoPeftModelForCausalLM, AutoPeftModelForFeatureExtraction):
     load = vars(auto_class.__base__)["from_pretrained"].__func__
     auto_class.from_pretrained = classmethod(  # type: ignore[method-assign, assignment]
         reading_the_tree(load)
     )
-PeftModel.load_adapter = comparing_the_tree(  # type: ignore[method-assign]
+PeftModel.load_adapter = compared_by_peft(  # type: ignore[method-assign]
     PeftModel.load_adapter
 )
-MambaForCausalLM.load_adapter = refusing_those_of_grootl(  # type: ignore[method-assign]
-    MambaForCausalLM.load_adapter
+MambaPreTrainedModel.load_adapter = compared_by_transformers(  # type: ignore[method-assign]
+    MambaPreTrainedModel.load_adapter
 )

@@ -5,7 +5,7 @@ import math
 from os import PathLike
 from pathlib import Path
 
-from transformers import AutoConfig, MambaConfig, PreTrainedConfig
+from transformers import AutoConfig, MambaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from groot_graph.checks import check_choice, check_number, check_positive_int
@@ -100,7 +100,15 @@ class GrootLConfig(MambaConfig):
 
 
 def tree_of_adapter(name_or_path: str | PathLike, **kwargs) -> dict | None:
-    r"""The settings of the tree that an adapter of GrootL tells of, or None without one.
+    r"""The settings of the tree that an adapter of GrootL tells of, or None without one; arguments
+    as :func:`mapping_of_adapter` has.
+    """
+    mapping = mapping_of_adapter(name_or_path, **kwargs)
+    return None if mapping is None else mapping["tree"]
+
+
+def mapping_of_adapter(name_or_path: str | PathLike, **kwargs) -> dict | None:
+    r"""What :func:`note_tree` has written beside an adapter of GrootL, or None.
 
     Args:
         name_or_path (str or Path): Where an adapter may be.
@@ -111,7 +119,23 @@ def tree_of_adapter(name_or_path: str | PathLike, **kwargs) -> dict | None:
     path = find_adapter_config_file(str(name_or_path), **where)
     if path is None:
         return None
-    return (json.loads(Path(path).read_text()).get("auto_mapping") or {}).get("tree")
+    mapping = json.loads(Path(path).read_text()).get("auto_mapping") or {}
+    return mapping if "tree" in mapping else None
+
+
+def note_tree(folder: Path, model: PreTrainedModel) -> None:
+    r"""Notes class and tree of a GrootL beside an adapter of it that has been saved, if one has."""
+    path = folder / "adapter_config.json"
+    # Not there where another process saves, or another adapter was asked for.
+    if not path.exists():
+        return
+    config = json.loads(path.read_text())
+    config["auto_mapping"] = {
+        "base_model_class": type(model).__name__,
+        "parent_library": type(model).__module__,
+        "tree": {name: getattr(model.config, name) for name in TREE_SETTINGS},
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 AutoConfig.register(GrootLConfig.model_type, GrootLConfig)

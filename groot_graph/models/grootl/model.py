@@ -2,11 +2,12 @@ r"""GrootL: a pretrained Mamba language model whose states also pass along a tre
 
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, MambaForCausalLM, PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -22,7 +23,12 @@ from groot_graph.models.grootl.cache import (
     one_cache,
     without_cache,
 )
-from groot_graph.models.grootl.config import TREE_SETTINGS, GrootLConfig, tree_of_adapter
+from groot_graph.models.grootl.config import (
+    TREE_SETTINGS,
+    GrootLConfig,
+    note_tree,
+    tree_of_adapter,
+)
 from groot_graph.models.grootl.inputs import (
     Contexts,
     PromptContexts,
@@ -90,6 +96,11 @@ class GrootLPreTrainedModel(MambaPreTrainedModel):
         return super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, **kwargs
         )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self._hf_peft_config_loaded:
+            note_tree(Path(save_directory), self)
 
 
 class GrootLModel(GrootLPreTrainedModel):
@@ -425,6 +436,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         return False
 
 
+AutoModel.register(GrootLConfig, GrootLModel)
 AutoModelForCausalLM.register(GrootLConfig, GrootLForCausalLM)
 # By this name Trainer knows that labels are to be shifted, and a pipeline that text is generated.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GrootLConfig.model_type] = GrootLForCausalLM.__name__

@@ -7,7 +7,7 @@ pytest.importorskip("transformers", minversion="5.5")
 peft = pytest.importorskip("peft")
 
 from groot_graph.models import GrootLForCausalLM  # noqa: E402
-from groot_graph.models.grootl import adapters  # noqa: E402
+from groot_graph.models.grootl import GrootLModel, adapters  # noqa: E402
 from tests.equipment.grootl import mamba, tokens  # noqa: E402
 
 TREE = {"tree_mode": "causal", "tree_window": 5, "tree_scale": 0.7}
@@ -118,8 +118,42 @@ def test_peft_does_not_put_an_adapter_of_grootl_on_a_mamba(base, adapter):
     from transformers import MambaForCausalLM
 
     plain = MambaForCausalLM.from_pretrained(base)
-    with pytest.raises(ValueError, match="'model_id' must be an adapter of a Mamba, got one of"):
+    with pytest.raises(
+        ValueError, match="'model_id' must be an adapter of a MambaForCausalLM, got one of"
+    ):
         peft.PeftModel.from_pretrained(plain, adapter)
     of_mamba = adapted(MambaForCausalLM.from_pretrained(base), task_type="CAUSAL_LM")
     of_mamba.save_pretrained(adapter.parent / "mamba_adapter")
     peft.PeftModel.from_pretrained(plain, adapter.parent / "mamba_adapter")
+
+
+def test_an_adapter_that_transformers_saves_tells_of_its_tree(tmp_path, base):
+    from transformers import AutoModelForCausalLM
+
+    model = GrootLForCausalLM.from_pretrained(base, **TREE).eval()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["in_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    again = GrootLForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert {name: getattr(again.config, name) for name in TREE} == TREE
+    assert same_logits(again, model)
+    with pytest.raises(ValueError, match="'peft_model_id' must be an adapter of a Mamba"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+def test_an_adapter_of_the_blocks_alone(tmp_path, base):
+    model = adapted(GrootLModel.from_pretrained(base, **TREE), task_type="FEATURE_EXTRACTION")
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.AutoPeftModelForFeatureExtraction.from_pretrained(tmp_path / "adapter").eval()
+    assert type(again.get_base_model()) is GrootLModel
+    input_ids = tokens(2, 9)
+    with torch.no_grad():
+        found, expected = (net(input_ids=input_ids) for net in (again, model))
+    assert found.last_hidden_state.equal(expected.last_hidden_state)
+
+
+def test_the_blocks_alone_are_known_to_the_auto_class(tmp_path, base):
+    from transformers import AutoModel
+
+    GrootLForCausalLM.from_pretrained(base, **TREE).save_pretrained(tmp_path / "grootl")
+    model = AutoModel.from_pretrained(tmp_path / "grootl")
+    assert type(model) is GrootLModel and model.config.tree_mode == "causal"
