@@ -109,6 +109,22 @@ def test_hessians_by_every_transform(direction):
         assert_close(found, expected)
 
 
+@norms
+@directions
+def test_hessians_of_the_selective_scan_by_every_transform(direction, eps):
+    forest, operands = make_forest("several", 6), selective_operands(6, 2, 3)
+    u, *others = (operands[name].detach() for name in ("u", "delta", "A", "B", "C"))
+
+    def function(u):
+        y = selective_tree_scan(u, *others, forest, direction=direction, state_norm_eps=eps)
+        return y.sin().sum()
+
+    expected = torch.autograd.functional.hessian(function, u)
+    jacfwd, jacrev = torch.func.jacfwd, torch.func.jacrev
+    for found in (torch.func.hessian(function), jacrev(jacrev(function)), jacrev(jacfwd(function))):
+        assert_close(found(u), expected)
+
+
 def test_forward_twice_is_refused():
     forest, x, transition = make_forest("chain", 3), draw(3, 1).detach(), draw(3, 1).detach()
     twice = torch.func.jacfwd(torch.func.jacfwd(lambda a: tree_scan(x, a, forest).sum()))

@@ -1,6 +1,5 @@
 r"""The selective scan as a scan of all its states, out of operations that know every derivative."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from groot_graph.forest import Forest
@@ -26,6 +25,13 @@ def selective_tree_scan_composed(
     transition = (transition_delta.unsqueeze(2) * A).exp()
     h = trusted_tree_scan(x.flatten(1), transition.flatten(1), forest, direction).view(x.shape)
     if state_norm_eps is not None:
-        h = F.layer_norm(h.transpose(1, 2), u.shape[1:], eps=state_norm_eps).transpose(1, 2)
+        h = _normalized(h, state_norm_eps)
     y = (h * C.unsqueeze(1)).sum(dim=2)
     return y if D is None else y + D * u
+
+
+def _normalized(h: Tensor, eps: float) -> Tensor:
+    # Written out, because PyTorch's layer_norm loses terms where torch.func differentiates backward
+    # what it has differentiated forward.
+    h = h - h.mean(dim=1, keepdim=True)
+    return h * (h.square().mean(dim=1, keepdim=True) + eps).rsqrt()
