@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 from groot_graph.ops.cuda import launch
 from groot_graph.ops.cuda.launch import Kernels
-from tests.equipment.cuda_host.build import compiler, is_sanitized, library
+from tests.equipment.cuda_host.build import is_sanitized, library
+from tests.equipment.gxx import compiler
 
 
 class HostSource:

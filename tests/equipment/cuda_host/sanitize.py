@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.equipment.cuda_host.build import SANITIZE_VARIABLE, compiler
+from tests.equipment.cuda_host.build import SANITIZE_VARIABLE
+from tests.equipment.gxx import compiler
 
 REPOSITORY = Path(__file__).parents[3]
 
