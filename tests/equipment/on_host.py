@@ -1,7 +1,7 @@
 """The CUDA implementations behind the public functions, run on the CPU."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from unittest.mock import patch
 
@@ -43,10 +43,13 @@ def cuda_kernels(
     preempt: bool = False,
     most: int = plan.SEGMENT_LENGTH,
     few: int = plan.LARGEST_UNCUT,
-) -> Iterator[None]:
-    """Meanwhile CPU tensors are computed by what computes CUDA tensors."""
+    launcher: "AbstractContextManager | None" = None,
+) -> Iterator:
+    """Meanwhile CPU tensors are computed by what computes CUDA tensors, whose kernels are run by
+    g++ or by another launcher.
+    """
     with (
-        cuda_on_host(seed, preempt),
+        launcher or cuda_on_host(seed, preempt) as launches,
         implementations_looked_up_anew(),
         patch.object(dispatch, "backend", lambda device: "cuda"),
         patch.object(plan, "SEGMENT_LENGTH", most),
@@ -54,7 +57,7 @@ def cuda_kernels(
         # Short segments shrink a forest by less from tier to tier.
         patch.object(plan, "plan_size", roomy_plan_size),
     ):
-        yield
+        yield launches
 
 
 def without_plan(forest: Forest) -> Forest:

@@ -1,0 +1,237 @@
+import math
+
+import pytest
+import torch
+
+from groot_graph.ops.cuda import launch
+from tests.equipment.ptx import Launch, PtxSource, ptx_on_host
+from tests.equipment.ptx.__main__ import COLUMNS, main
+from tests.equipment.ptx.translate import translate
+
+BLOCK = launch.THREADS_PER_BLOCK
+
+
+@pytest.fixture(autouse=True, scope="module")
+def needs_compilers():
+    with ptx_on_host():
+        pass
+
+
+def run(parameters: str, body: str, *arguments, grid: int = 1) -> Launch:
+    """Launches one kernel of given parameters and statements."""
+    place = "const int i = blockIdx.x * blockDim.x + threadIdx.x;"
+    text = f'extern "C" __global__ void kernel({parameters}) {{ {place} {body} }}'
+    words = [value.data_ptr() if torch.is_tensor(value) else value for value in arguments]
+    source = PtxSource(text)
+    source.launch("kernel", grid, words)
+    return source.launches[-1]
+
+
+def zeros(size=BLOCK, dtype=torch.int32):
+    return torch.zeros(size, dtype=dtype)
+
+
+def test_every_thread_of_the_grid():
+    y = zeros(3 * BLOCK)
+    run("int* y", "y[i] = i * gridDim.x;", y, grid=3)
+    assert torch.equal(y, 3 * torch.arange(3 * BLOCK, dtype=torch.int32))
+
+
+def test_subnormal_floats_are_flushed_and_doubles_are_not():
+    tiny = 2.0**-130
+    for x, y, expected in [
+        (tiny, 1.0, 0.0),
+        (-tiny, 1.0, -0.0),
+        (tiny, 2.0**20, 0.0),
+        (2.0**-70, 2.0**-70, 0.0),
+        (2.0**-63, 2.0**-63, 2.0**-126),
+    ]:
+        operands, product = torch.tensor([x, y]), torch.ones(1)
+        run("float* x, float* y", "if (i == 0) *y = x[0] * x[1];", operands, product)
+        assert product.item() == expected
+        assert math.copysign(1, product.item()) == math.copysign(1, expected)
+    operands = torch.tensor([2.0**-1000, 2.0**-60], dtype=torch.float64)
+    product = torch.ones(1, dtype=torch.float64)
+    run("double* x, double* y", "if (i == 0) *y = x[0] * x[1];", operands, product)
+    assert product.item() == 2.0**-1060
+
+
+@pytest.mark.parametrize("type, digits", [("float", 12), ("double", 27)])
+def test_products_are_fused_with_sums_unless_rounded_by_themselves(type, digits):
+    dtype = {"float": torch.float32, "double": torch.float64}[type]
+    x = torch.tensor([1 + 2.0**-digits, -1 - 2.0 ** (1 - digits)], dtype=dtype)
+    y = zeros(2, dtype)
+    rounded = {"float": "__fadd_rn(__fmul_rn", "double": "__dadd_rn(__dmul_rn"}[type]
+    body = f"if (i == 0) {{ y[0] = x[0] * x[0] + x[1]; y[1] = {rounded}(x[0], x[0]), x[1]); }}"
+    run(f"const {type}* x, {type}* y", body, x, y)
+    assert y.tolist() == [2.0 ** (-2 * digits), 0.0]
+
+
+def test_comparisons_with_nan():
+    x = torch.tensor([math.nan, 1.0])
+    y = zeros(8)
+    values = ("a < b", "a >= b", "a == b", "a != b", "!(a < b)", "!(a >= b)", "a != a", "b == b")
+    body = "const float a = x[0], b = x[1];"
+    body += "".join(f"y[{place}] = {value};" for place, value in enumerate(values))
+    run("const float* x, int* y", body, x, y)
+    assert y.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_integers_are_extended_and_shifted_by_their_sign():
+    x = torch.tensor([-5, 7], dtype=torch.int32)
+    y = zeros(6, torch.int64)
+    values = ("x[0]", "(unsigned)x[0]", "x[0] >> x[1]", "(unsigned)x[0] >> x[1]")
+    values += ("(long long)x[0] * x[1]", "x[0] / 2")
+    body = "".join(f"y[{place}] = {value};" for place, value in enumerate(values))
+    run("const int* x, long long* y", body, x, y)
+    assert y.tolist() == [-5, 2**32 - 5, -1, (2**32 - 5) >> 7, -35, -2]
+
+
+@pytest.mark.parametrize("width", [32, 8])
+@pytest.mark.parametrize(
+    "name, source",
+    [
+        ("__shfl_up_sync", lambda lane, width: max(lane - 3, -1)),
+        ("__shfl_down_sync", lambda lane, width: lane + 3),
+        ("__shfl_xor_sync", lambda lane, width: lane ^ 3),
+        ("__shfl_sync", lambda lane, width: 3),
+    ],
+    ids=["up", "down", "xor", "from"],
+)
+def test_shuffles(name, source, width):
+    x = torch.arange(BLOCK, dtype=torch.int32)
+    y = zeros()
+    run("const int* x, int* y", f"y[i] = {name}(~0u, x[i], 3, {width});", x, y)
+    for thread in range(BLOCK):
+        lane = thread % width
+        there = source(lane, width)
+        expected = thread - lane + there if 0 <= there < width else thread
+        assert y[thread] == expected
+
+
+def test_shuffles_of_doubles_and_of_some_lanes():
+    x = torch.randn(BLOCK, dtype=torch.float64)
+    y = zeros(dtype=torch.float64)
+    body = """
+        const unsigned half = i % 32 < 16 ? 0xffffu : 0xffff0000u;
+        double sum = x[i];
+        for (int apart = 8; apart; apart /= 2) sum += __shfl_xor_sync(half, sum, apart);
+        if (i % 32 < 16) sum += __shfl_xor_sync(0xffffu, sum, 1); else sum = -sum;
+        y[i] = sum;
+    """
+    run("const double* x, double* y", body, x, y)
+    sums = x.view(-1, 2, 16).sum(2)
+    expected = torch.stack([2 * sums[:, 0], -sums[:, 1]], dim=1)
+    torch.testing.assert_close(y.view(-1, 2, 16), expected[:, :, None].expand(-1, -1, 16))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("if (i < 9) x[i] = __shfl_sync(~0u, x[i], 0);", id="left-out"),
+        pytest.param("x[i] = __shfl_sync(i % 2 ? 1u : ~0u, x[i], 0);", id="another-mask"),
+    ],
+)
+def test_lanes_that_wait_for_one_another_are_told(body):
+    with pytest.raises(RuntimeError, match="kernel: the lanes of a warp wait"):
+        run("int* x", body, zeros())
+
+
+def test_a_lane_outside_the_mask_sends_garbage():
+    x = torch.ones(BLOCK, dtype=torch.int32)
+    run("int* x", "if (i < 16) x[i] = __shfl_sync(0xffffu, x[i], 16);", x)
+    assert (x[:16] != 1).all() and (x[16:] == 1).all()
+
+
+def test_atomics():
+    y = torch.tensor([0, 0, 1000, 0, 0, 7], dtype=torch.int32)
+    old = zeros()
+    body = """
+        old[i] = atomicAdd(y, 1);
+        atomicMax(y + 1, i);
+        atomicMin(y + 2, i + 100);
+        atomicOr(y + 3, i);
+        atomicCAS(y + 4, i, i + 1);
+        if (i == 9) old[9] = atomicExch(y + 5, 8);
+    """
+    counted = run("int* y, int* old", body, y, old)
+    assert y.tolist() == [BLOCK, BLOCK - 1, 100, BLOCK - 1, BLOCK, 8]
+    expected = torch.arange(BLOCK, dtype=torch.int32)
+    expected[9] = 7
+    assert torch.equal(old, expected)
+    # The last one is not executed by most threads.
+    assert counted.instructions["atomic"] == 5 * BLOCK + 1
+
+
+@pytest.mark.parametrize(
+    "type, dtype, size",
+    [
+        ("int2", torch.int32, 2),
+        ("float4", torch.float32, 4),
+        ("double2", torch.float64, 2),
+    ],
+)
+def test_vectors_are_one_load_and_one_store(type, dtype, size):
+    x = torch.arange(size * BLOCK).to(dtype)
+    y = zeros(size * BLOCK, dtype)
+    counted = run(f"const {type}* x, {type}* y", "y[i] = x[i];", x, y)
+    assert torch.equal(y, x)
+    assert counted.instructions["global load"] == counted.instructions["global store"] == BLOCK
+
+
+def test_local_memory():
+    y = zeros(dtype=torch.int64)
+    body = """
+        int reversed[8];
+        for (int j = 0; j < 8; j++) reversed[7 - j] = 10 * j + i;
+        y[i] = reversed[(i + num) % 8];
+    """
+    counted = run("long long* y, long long num", body, y, 5)
+    assert y.tolist() == [10 * (7 - (i + 5) % 8) + i for i in range(BLOCK)]
+    assert counted.instructions["local load"] == BLOCK
+
+
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_the_instructions_of_a_loop_are_counted(number):
+    x, y = torch.arange(8.0), zeros(dtype=torch.float32)
+    body = """
+        float sum = 0;
+        #pragma unroll 1
+        for (long long j = 0; j < number; j++) sum += exp2f(x[j]);
+        y[i] = sum;
+    """
+    counted = run("const float* x, float* y, long long number", body, x, y, number).instructions
+    assert (y == x[:number].exp2().sum()).all()
+    assert counted["global load"] == counted["special function"] == number * BLOCK
+    assert counted["global store"] == BLOCK
+    assert counted["parameter"] == 3 * BLOCK
+    assert counted["atomic"] == counted["shuffle"] == 0
+
+
+def test_an_unknown_instruction_is_told():
+    with pytest.raises(NotImplementedError, match=r"the PTX instruction bar\.sync"):
+        run("int* x", "__syncthreads(); x[i] = 0;", zeros())
+    with pytest.raises(NotImplementedError, match=r"the PTX instruction add\.sat\.s32"):
+        translate(".visible .entry kernel(\n)\n{\n\tadd.sat.s32 \t%r1, %r2, 3;\n}\n")
+
+
+def test_what_is_no_instruction_is_told():
+    with pytest.raises(NotImplementedError, match="shared"):
+        run("int* x", "__shared__ int y[9]; y[i % 9] = i; x[i] = y[x[i]];", zeros())
+
+
+def test_an_error_of_the_compiler_is_told():
+    with pytest.raises(RuntimeError, match="NAME"):
+        run("int* x", "*x = NAME;", zeros())
+
+
+def test_the_instructions_of_every_operation_are_printed(capsys):
+    main(["--direction", "both"])
+    *_, names, first, second, forward, backward, _, last = capsys.readouterr().out.splitlines()
+    assert names.split() == ["launches", "all", *COLUMNS]
+    assert [row.split()[0] for row in (first, second)] == ["minimum_spanning_forest", "root_forest"]
+    assert forward.startswith("tree_scan, both ") and backward.startswith("tree_scan, both, grad")
+    assert last.startswith("selective_tree_scan, both, gradients")
+    num_launches, total, *columns = map(float, last.split()[3:])
+    assert num_launches == 3
+    assert sum(columns) == pytest.approx(total, abs=1)
