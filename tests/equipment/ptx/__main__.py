@@ -47,6 +47,7 @@ def main(arguments: "list[str] | None" = None) -> None:
     parser = argparse.ArgumentParser("python -m tests.equipment.ptx", description=__doc__)
     parser.add_argument("--direction", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
     directions = parser.parse_args(arguments).direction
+    torch.manual_seed(0)
     print(HEADING)
     print(f"{'':36}", *(f"{name:>8}" for name in ("launches", "all", *COLUMNS)))
     with cuda_kernels(launcher=ptx_on_host()) as launches:
