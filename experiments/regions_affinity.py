@@ -2,7 +2,7 @@
 
 python -m experiments.regions_affinity --data FOLDER
 
-Trains the published tree and edge steps over the colors once each, as `regions` does, for its first
+Trains the published tree and edge steps over learned colors once each, as `regions` does, for its first
 seed, and draws for a click in each photograph the transitions' product along the last tree, and the
 region that is found.
 """
@@ -20,7 +20,7 @@ from experiments.tables import figure
 from groot_graph.analysis import affinity_map, scan_of_layer
 from groot_graph.visualization import plot_affinity
 
-VARIANTS = (TREE, "edge steps over the colors")
+VARIANTS = (TREE, "edge steps over learned colors")
 # A photograph, a node in what is to be found, and one outside, as (row, column).
 SHOWN = {"chelsea": ((17, 20), (4, 4)), "coffee": ((14, 24), (28, 4)), "rocket": ((16, 23), (8, 8))}
 
