@@ -181,6 +181,7 @@ def test_cupy_takes_a_stream_of_pytorch_without_a_warning(monkeypatch):
     assert isinstance(stream, cupy.cuda.Stream) and stream.ptr == 77
 
 
+@pytest.mark.full
 def test_the_sources_are_found_in_a_bare_checkout(tmp_path):
     """With nothing installed, from the checkout's folder and from another one."""
     folder = Path(__file__).parents[2]
