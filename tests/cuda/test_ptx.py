@@ -85,12 +85,22 @@ def test_tree_scan(direction, dtype):
         assert_scans_as(*scans, kind, num_nodes, operands, tolerance, direction)
 
 
-# With 8 states of 33 channels, shuffles cross whole warps, and states are read in runs of 16 bytes.
 @in_every_dtype
+def test_selective_tree_scan(direction, dtype):
+    compare_selective_scans(9, 3, direction, dtype)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
-    "num_channels, num_states", [(9, 3), pytest.param(33, 8, marks=pytest.mark.full)]
+    "direction, dtype",
+    [("both", torch.float32), ("up", torch.bfloat16), ("down", torch.float64)],
 )
-def test_selective_tree_scan(num_channels, num_states, direction, dtype):
+def test_selective_tree_scan_across_whole_warps(direction, dtype):
+    """Shuffles cross whole warps, and states are read in runs of 16 bytes."""
+    compare_selective_scans(33, 8, direction, dtype)
+
+
+def compare_selective_scans(num_channels, num_states, direction, dtype):
     scans = selective_tree_scan_reference, selective_tree_scan
     tolerance = TOLERANCE["selective_tree_scan"][dtype]
     for kind, num_nodes in SHAPES:
