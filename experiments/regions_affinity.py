@@ -2,9 +2,9 @@
 
 python -m experiments.regions_affinity --data FOLDER
 
-Trains the published tree and edge steps over learned colors once each, as `regions` does, for its first
-seed, and draws for a click in each photograph the transitions' product along the last tree, and the
-region that is found.
+Trains the published tree and edge steps over learned colors once each, as `regions` does, for its
+first seed, and draws for a click in each photograph the transitions' product along the last tree,
+and the region that is found.
 """
 
 import argparse
