@@ -7,7 +7,6 @@ Without places their two channels are zero; all networks have the same parameter
 """
 
 import time
-from bisect import bisect_right
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch.nn.functional as F
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM
+from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM, place_of
 from experiments.runner import Experiment, chosen
 from experiments.tables import against, markdown, percents, plot_variants, sizes, spread, summary
-from experiments.training import fit_until_it_stops, num_parameters
+from experiments.training import fit_until_it_stops, num_parameters, widest
 from experiments.vision import accuracy as share_of_right_answers
 from experiments.vision import batches, channels, load_images, loss_of
 from groot_graph.models.grootv.blocks import GrootVBlock
@@ -75,21 +74,9 @@ class Network(nn.Module):
         return self.head(self.norm(x).mean(dim=(1, 2)))
 
 
-def make_network(variant: str, place: str) -> Network:
+def make_network(variant: str, place: str) -> nn.Module:
     """The one of the widest MLPs within the budget."""
-
-    def size(mlp_channels: int) -> int:
-        with torch.device("meta"):
-            return num_parameters(Network(variant, place, mlp_channels))
-
-    return Network(variant, place, bisect_right(range(1, 1000), budget, key=size))
-
-
-def place_of(images: Tensor) -> Tensor:
-    """Row and column of every pixel, from -1 to 1."""
-    rows, columns = (torch.linspace(-1, 1, size) for size in images.shape[2:])
-    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    return place.expand(len(images), -1, -1, -1)
+    return widest(partial(Network, variant, place), budget)
 
 
 @cache

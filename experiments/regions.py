@@ -9,7 +9,6 @@ photographs are asked once, with 1, 3 and 5 clicks.
 """
 
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,19 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM, TreeFilter
+from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM, TreeFilter, place_of
 from experiments.photographs import (
     Photograph,
     Tasks,
     draw_tasks,
-    height,
     intersection_over_union,
     load_photographs,
-    width,
 )
 from experiments.runner import Experiment, chosen
 from experiments.tables import against, markdown, plot_variants, sizes, spread, summary
-from experiments.training import fit_until_it_stops, num_parameters
+from experiments.training import fit_until_it_stops, num_parameters, widest
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn import GridTreeSSM
 from groot_graph.nn.grid_tree_ssm import convolve
@@ -112,10 +109,7 @@ class ConvolutionalNetwork(nn.Module):
 
 def described(colors: Tensor, clicks: Tensor) -> Tensor:
     """What a node is told: colors, whether it was clicked, and where it lies."""
-    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    place = place.expand(len(colors), -1, -1, -1)
-    return torch.cat([centered(colors), clicks, place], dim=1)
+    return torch.cat([centered(colors), clicks, place_of(colors)], dim=1)
 
 
 def centered(colors: Tensor) -> Tensor:
@@ -126,12 +120,7 @@ def make_network(variant: str) -> nn.Module:
     """The largest within the budget, by the width of its MLPs or of its convolutions."""
     is_tree = variant != CONVOLUTIONS
     make = partial(TreeNetwork, MIXERS[variant]) if is_tree else ConvolutionalNetwork
-
-    def size(width: int) -> int:
-        with torch.device("meta"):
-            return num_parameters(make(width))
-
-    return make(bisect_right(range(1, 1000), budget, key=size))
+    return widest(make, budget)
 
 
 def run(variant: str, seed: int, learning_rate: float, data: Path) -> dict:

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -28,6 +29,16 @@ warmup = 0.1  # share of all steps, where the learning rate rises first
 
 def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def widest(make: Callable[[int], nn.Module], budget: int) -> nn.Module:
+    """The network of the greatest width whose parameters keep within the budget."""
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return num_parameters(make(width))
+
+    return make(bisect_right(range(1, 1000), budget, key=size))
 
 
 def update(

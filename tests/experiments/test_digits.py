@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from experiments import digits
-from experiments.digits import EXPERIMENT, MIXERS, PLACES, ROWS, TREE, make_network, place_of, run
+from experiments.digits import EXPERIMENT, MIXERS, PLACES, ROWS, TREE, make_network, run
+from experiments.mixers import place_of
 from experiments.runner import main
 from experiments.training import num_parameters
 
