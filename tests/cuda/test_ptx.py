@@ -85,6 +85,7 @@ def test_tree_scan(direction, dtype):
         assert_scans_as(*scans, kind, num_nodes, operands, tolerance, direction)
 
 
+@pytest.mark.full
 @in_every_dtype
 def test_selective_tree_scan(direction, dtype):
     compare_selective_scans(9, 3, direction, dtype)
