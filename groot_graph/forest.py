@@ -80,8 +80,9 @@ class Forest:
         device whether every node has one parent, so it waits for a GPU.
 
         Args:
-            data (Data): A graph with **edge_index** :math:`(2, |\mathcal{E}|)`, the edges of the
-                forest in one direction or both, and **tree_depth** :math:`(N)`.
+            data (torch_geometric.data.Data): A graph with **edge_index**
+                :math:`(2, |\mathcal{E}|)`, the edges of the forest in one direction or both, and
+                **tree_depth** :math:`(N)`.
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.Data`.
