@@ -74,6 +74,8 @@ def check_floating(name: str, value) -> None:
         raise _no_tensor(name, value)
     if not value.is_floating_point():
         raise TypeError(f"'{name}' must have a floating point dtype, got {value.dtype}")
+    if value.element_size() == 1:
+        raise TypeError(f"'{name}' must have at least 16 bits per number, got {value.dtype}")
 
 
 def check_shape(name: str, value: Tensor, shape: tuple, meaning: str) -> None:
@@ -106,10 +108,11 @@ def check_edge_index(edge_index) -> None:
 
 def check_edge_weight(edge_weight, edge_index: Tensor) -> None:
     check_tensor("edge_weight", edge_weight)
-    if edge_weight.dtype in (torch.bool, torch.uint64) or edge_weight.is_complex():
+    is_float8 = edge_weight.is_floating_point() and edge_weight.element_size() == 1
+    if is_float8 or edge_weight.dtype in (torch.bool, torch.uint64) or edge_weight.is_complex():
         raise TypeError(
-            "'edge_weight' must have a floating point dtype or an integer one that int64 holds, "
-            f"got {edge_weight.dtype}"
+            "'edge_weight' must have a floating point dtype of 16 bits or more, or an integer one "
+            f"that int64 holds, got {edge_weight.dtype}"
         )
     check_shape("edge_weight", edge_weight, (edge_index.size(1),), "[num_edges]")
     check_device("edge_weight", edge_weight, "edge_index", edge_index.device)

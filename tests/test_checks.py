@@ -4,7 +4,7 @@ import torch_geometric
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
-from groot_graph import checks
+from groot_graph import checks, minimum_spanning_forest, root_forest, tree_scan
 
 
 @pytest.mark.parametrize("is_debug", [False, True])
@@ -34,3 +34,14 @@ def test_values_that_are_not_there_are_not_checked():
     with FunctionalTensorMode():
         see(FunctionalTensor.to_functional(x))
     assert seen == 6 * [False]
+
+
+def test_numbers_of_eight_bits_are_refused():
+    """PyTorch has them to store weights, and no arithmetic on them."""
+    edge_index = torch.tensor([[0, 1], [1, 2]])
+    forest = root_forest(edge_index)
+    x = torch.ones(3, 2).to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match="'x' must have at least 16 bits .* got torch.float8"):
+        tree_scan(x, x, forest)
+    with pytest.raises(TypeError, match="'edge_weight' must have .* got torch.float8_e4m3fn"):
+        minimum_spanning_forest(edge_index, x[:2, 0])

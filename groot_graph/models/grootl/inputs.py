@@ -44,6 +44,20 @@ class PromptContexts(NamedTuple):
 Contexts: TypeAlias = int | Sequence[int] | Tensor | AfterContext | None
 
 
+def check_texts(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    r"""Exactly one of them is given, and holds texts."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
+    name, texts, shape = "input_ids", input_ids, "[batch, num_tokens]"
+    if inputs_embeds is not None:
+        name, texts, shape = "inputs_embeds", inputs_embeds, "[batch, num_tokens, hidden_size]"
+    checks.check_tensor(name, texts)
+    if texts.dim() != shape.count(",") + 1 or 0 in texts.shape:
+        raise ValueError(
+            f"'{name}' must have shape {shape} and hold a token, got {list(texts.shape)}"
+        )
+
+
 def checked_mask(mask: Tensor | None, x: Tensor, num_before: int = 0) -> Tensor | None:
     r"""Which places hold a token, on the device of the embeddings; None where all do.
 
@@ -83,7 +97,7 @@ def _check_one_text(mask: Tensor) -> None:
         text = int(begins.gt(1).nonzero()[0])
         raise ValueError(
             "'attention_mask' must have zeros before and after a text alone, got some inside text "
-            f"{text}"
+            f"{text}; pad on the right where other tokens are put before it, as prompt tuning does"
         )
 
 
@@ -227,7 +241,7 @@ def mask_of_next(mask: Tensor | None, text: Tensor, cache: GrootLCache) -> Tenso
 
 def mask_of_leading_padding(mask: Tensor) -> Tensor:
     r"""A mask that was inferred from padding tokens, of which those inside a text are its own."""
-    ends_in_padding = mask[:, -1] == 0
+    ends_in_padding = (mask[:, -1:] == 0).flatten()
     if bool(ends_in_padding.any()):
         text = int(ends_in_padding.nonzero()[0])
         raise ValueError(
@@ -235,6 +249,13 @@ def mask_of_leading_padding(mask: Tensor) -> Tensor:
             f"text {text}: 1 where it is a token of the text, 0 at padding, on the left"
         )
     return mask.cummax(dim=1).values
+
+
+def check_names(told: dict) -> None:
+    r"""Refuses what looks like the context lengths under another name, which would go unheard."""
+    for name in told:
+        if name.startswith("context"):
+            raise TypeError(f"'context_lengths' is the name of the contexts, got '{name}'")
 
 
 def check_one_text_per_row(mask: Tensor | None, told: dict) -> None:

@@ -35,8 +35,10 @@ from groot_graph.models.grootl.inputs import (
     after_unlabelled,
     check_goes_on,
     check_is_longer,
+    check_names,
     check_one_text_per_row,
     check_prompt_is_whole,
+    check_texts,
     checked_mask,
     contexts_of_prompts,
     layout_of,
@@ -143,8 +145,7 @@ class GrootLModel(GrootLPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         r"""Arguments and output as those of :class:`~groot_graph.models.GrootLForCausalLM`."""
         config = self.config
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
+        check_texts(input_ids, inputs_embeds)
         past_key_values = one_cache(past_key_values, cache, cache_params)
         if use_cache is None:
             use_cache = config.use_cache and not self.training
@@ -189,6 +190,7 @@ class GrootLModel(GrootLPreTrainedModel):
         told: dict,
     ) -> Texts:
         mask = checked_mask(attention_mask, x, 0 if cache is None else cache.num_tokens)
+        check_names(told)
         check_one_text_per_row(mask, told)
         if cache is not None and cache.num_tokens > 0:
             check_goes_on(mask, context_lengths)
@@ -415,6 +417,7 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         """
         cache, kwargs = without_cache(kwargs)
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        check_texts(input_ids if embeds is None else None, embeds)
         prompt = input_ids if embeds is None else embeds
         check_cache(cache, len(self.backbone.layers), prompt.size(0))
         if cache is None or cache.num_tokens == 0:

@@ -37,14 +37,15 @@ _NAMES = {
     r"head\.(weight|bias)$": r"head.\1",
 }
 # Under these keys training scripts store weights and their exponential moving average.
-_WRAPPERS = ("model", "state_dict", "module", "network")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "network", "params")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
 # What torch.compile, FSDP and checkpointing put before a name, at any depth,
 _INNER_PREFIX = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-# and what data parallel training, averaging and transformers put before every name.
-_OUTER_PREFIXES = ("module.", "grootv.")
+# and what data parallel training, averaging, transformers, Lightning and detectors put before every
+# name.
+_OUTER_PREFIXES = ("module.", "grootv.", "model.", "net.", "network.", "backbone.", "encoder.")
 # How many steps torch.optim.swa_utils.AveragedModel has averaged, which stands beside its weights.
 _COUNTER = "n_averaged"
 # The published code stores its settings beside its weights; they are read as a plain dictionary.

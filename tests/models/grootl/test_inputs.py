@@ -220,3 +220,30 @@ def test_a_mask_of_any_dtype(model):
     expected = model(input_ids, attention_mask=mask).logits
     for same in (mask.float(), mask.bool(), mask.to(torch.uint8)):
         assert model(input_ids, attention_mask=same).logits.equal(expected)
+
+
+@pytest.mark.parametrize("name", ["context_length", "contexts"])
+def test_a_mistyped_name_of_the_contexts_is_told(model, name):
+    """It would be swallowed by what others may tell a model."""
+    for call in (model, model.generate):
+        with pytest.raises((TypeError, ValueError), match=f"context_lengths.* got '{name}'|{name}"):
+            call(tokens(2, 8), **{name: [4, 4]})
+
+
+def test_padding_between_virtual_tokens_and_a_text_names_the_way_out(model):
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1], [1] * 8])
+    with pytest.raises(ValueError, match="inside text 0; pad on the right where .* prompt tuning"):
+        model(tokens(2, 8), attention_mask=mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 4), (4,)])
+def test_texts_without_a_token_are_refused(model, shape):
+    with pytest.raises(ValueError, match="'input_ids' must have shape .* and hold a token"):
+        model(torch.zeros(shape).long())
+    with pytest.raises(ValueError, match="'inputs_embeds' must have shape .* and hold a token"):
+        model(inputs_embeds=torch.zeros(*shape, 32))
+
+
+def test_generate_refuses_an_empty_prompt(model):
+    with pytest.raises(ValueError, match="'input_ids' must have shape .* and hold a token"):
+        model.generate(torch.zeros(1, 0).long(), max_new_tokens=2)

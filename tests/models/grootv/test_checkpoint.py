@@ -33,9 +33,10 @@ def test_published_names_become_ours():
     assert all(converted[name].shape == value.shape for name, value in wanted.items())
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict", "module"])
-def test_wrappers_and_prefixes_are_taken_off(wrapper):
-    prefixed = {f"module.{name}": value for name, value in published_weights().items()}
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "module", "params"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "backbone.", "model.backbone."])
+def test_wrappers_and_prefixes_are_taken_off(wrapper, prefix):
+    prefixed = {f"{prefix}{name}": value for name, value in published_weights().items()}
     converted = convert_grootv_checkpoint({wrapper: prefixed, "epoch": 3})
     assert converted.keys() == convert_grootv_checkpoint(published_weights()).keys()
 
