@@ -32,7 +32,7 @@ DATASETS = ("minesweeper", "tolokers", "actor", "chameleon_filtered", "squirrel_
 budget = 150_000  # parameters beside those that read the features
 num_blocks = 5
 dropout = 0.2
-learning_rates = (1e-3, 3e-3, 1e-2)
+learning_rates = (3e-4, 1e-3, 3e-3)
 steps_per_check = 20
 most_steps = 1500
 
