@@ -1,9 +1,10 @@
 """The ways that states can go over a grid, each in the place of a GridTreeSSM."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from groot_graph import Forest, root_forest, tree_scan
 from groot_graph.graphs import grid_edge_index, raster_edge_index, repeat_graph
@@ -76,6 +77,29 @@ def grow(
     edge_index = grid_edge_index(height, width, num_graphs=batch_size, device=u.device)
     edge_weight = mixer._edge_weight(compared, metric)
     return mixer.topology.grow_and_measure(u.flatten(0, 2), edge_index, edge_weight)
+
+
+TREE = "published tree"
+EDGE_STEPS = "edge steps"
+# What stands in for a GridTreeSSM in a network that is told colors, by the number of its channels.
+MIXERS: dict[str, Callable[[int], nn.Module]] = {
+    TREE: GridTreeSSM,
+    EDGE_STEPS: partial(GridTreeSSM, edge_steps=True),
+    "edge steps over the colors": GuidedSSM,
+    "edge steps over learned colors": partial(GuidedSSM, guide_channels=3),
+    "random tree, edge steps": partial(GridTreeSSM, tree="random", edge_steps=True),
+    "raster": RasterSSM,
+    "raster, edge steps": partial(RasterSSM, edge_steps=True),
+    "cross scan": CrossSSM,
+    "cross scan, edge steps": partial(CrossSSM, edge_steps=True),
+    "no propagation": LocalSSM,
+    "tree filter": TreeFilter,
+}
+
+
+def centered(colors: Tensor) -> Tensor:
+    """Colors from 0 to 1, moved and scaled to what a network likes best."""
+    return 4 * (colors - 0.45)
 
 
 def place_of(images: Tensor) -> Tensor:

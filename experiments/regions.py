@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM, TreeFilter, place_of
+from experiments.mixers import EDGE_STEPS, MIXERS, GuidedSSM, centered, place_of
 from experiments.photographs import (
     Photograph,
     Tasks,
@@ -29,7 +29,6 @@ from experiments.runner import Experiment, chosen
 from experiments.tables import against, markdown, plot_variants, sizes, spread, summary
 from experiments.training import fit_until_it_stops, num_parameters, widest
 from groot_graph.models.grootv.blocks import GrootVBlock
-from groot_graph.nn import GridTreeSSM
 from groot_graph.nn.grid_tree_ssm import convolve
 
 # The settings.
@@ -43,22 +42,6 @@ steps_per_check = 100
 most_steps = 3000
 tests_per_photograph = 3
 
-TREE = "published tree"
-EDGE_STEPS = "edge steps"
-# What stands in for GridTreeSSM, and its arguments.
-MIXERS: dict[str, Callable[[int], nn.Module]] = {
-    TREE: GridTreeSSM,
-    EDGE_STEPS: partial(GridTreeSSM, edge_steps=True),
-    "edge steps over the colors": GuidedSSM,
-    "edge steps over learned colors": partial(GuidedSSM, guide_channels=3),
-    "random tree, edge steps": partial(GridTreeSSM, tree="random", edge_steps=True),
-    "raster": RasterSSM,
-    "raster, edge steps": partial(RasterSSM, edge_steps=True),
-    "cross scan": CrossSSM,
-    "cross scan, edge steps": partial(CrossSSM, edge_steps=True),
-    "no propagation": LocalSSM,
-    "tree filter": TreeFilter,
-}
 CONVOLUTIONS = "convolutions"
 VARIANTS = (*MIXERS, CONVOLUTIONS)
 dilations = (1, 2, 4, 8, 16)  # so that the last hears the whole photograph
@@ -110,10 +93,6 @@ class ConvolutionalNetwork(nn.Module):
 def described(colors: Tensor, clicks: Tensor) -> Tensor:
     """What a node is told: colors, whether it was clicked, and where it lies."""
     return torch.cat([centered(colors), clicks, place_of(colors)], dim=1)
-
-
-def centered(colors: Tensor) -> Tensor:
-    return 4 * (colors - 0.45)
 
 
 def make_network(variant: str) -> nn.Module:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.mixers import TREE
 from experiments.photographs import height, load_photographs, width
-from experiments.regions import TREE, fit, make_network
+from experiments.regions import fit, make_network
 from experiments.tables import figure
 from groot_graph.analysis import affinity_map, scan_of_layer
 from groot_graph.visualization import plot_affinity

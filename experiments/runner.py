@@ -22,6 +22,7 @@ NAMES = (
     "real_graphs",
     "regions",
     "regions_peers",
+    "segmentation",
     "heterophilous",
 )
 

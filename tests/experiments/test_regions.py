@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from experiments import regions, regions_peers
+from experiments.mixers import EDGE_STEPS, MIXERS, TREE
 from experiments.photographs import (
     Photograph,
     click,
@@ -14,13 +15,13 @@ from experiments.photographs import (
     load_photographs,
     read_photograph,
 )
-from experiments.regions import EXPERIMENT, MIXERS, VARIANTS, budget, make_network, run
+from experiments.regions import EXPERIMENT, VARIANTS, budget, make_network, run
 from experiments.regions_peers import PEERS, labels_of
 from experiments.runner import main
 from experiments.training import num_parameters
 from tests.equipment.photographs import write_photographs
 
-OTHERS = regions.TREE, "edge steps over the colors", regions.CONVOLUTIONS
+OTHERS = TREE, "edge steps over the colors", regions.CONVOLUTIONS
 
 
 @pytest.fixture(params=[False, True], ids=["folder", "archive"])
@@ -105,7 +106,7 @@ def test_variants_compute_different_things():
 @pytest.mark.parametrize(
     "variant",
     [
-        regions.EDGE_STEPS,
+        EDGE_STEPS,
         *(pytest.param(variant, marks=pytest.mark.full) for variant in OTHERS),
     ],
 )
@@ -124,12 +125,12 @@ def test_the_command_chooses_a_rate_and_goes_on(data, tmp_path, capsys, monkeypa
     monkeypatch.setattr(regions, "steps_per_check", 1)
     monkeypatch.setattr(regions, "most_steps", 1)
     files = ["--json", str(tmp_path / "runs.json"), "--plot", str(tmp_path / "plot.png")]
-    options = ["--data", str(data), "--variant", regions.EDGE_STEPS, *files]
+    options = ["--data", str(data), "--variant", EDGE_STEPS, *files]
     main(EXPERIMENT, [*options, "--seeds", "1"])
     runs = main(EXPERIMENT, [*options, "--seeds", "2"])
     assert len(runs) == len(regions.learning_rates) + 1
     assert "data" not in json.loads((tmp_path / "runs.json").read_text())["runs"][0]
-    assert f"| {regions.EDGE_STEPS} | " in capsys.readouterr().out
+    assert f"| {EDGE_STEPS} | " in capsys.readouterr().out
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -48,13 +48,17 @@ def check_texts(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
     r"""Exactly one of them is given, and holds texts."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
-    name, texts, shape = "input_ids", input_ids, "[batch, num_tokens]"
-    if inputs_embeds is not None:
-        name, texts, shape = "inputs_embeds", inputs_embeds, "[batch, num_tokens, hidden_size]"
-    checks.check_tensor(name, texts)
-    if texts.dim() != shape.count(",") + 1 or 0 in texts.shape:
+    if input_ids is not None:
+        _check_text("input_ids", input_ids, "[batch, num_tokens]", 2)
+    else:
+        _check_text("inputs_embeds", inputs_embeds, "[batch, num_tokens, hidden_size]", 3)
+
+
+def _check_text(name: str, text, shape: str, num_dims: int) -> None:
+    checks.check_tensor(name, text)
+    if text.dim() != num_dims or 0 in text.shape:
         raise ValueError(
-            f"'{name}' must have shape {shape} and hold a token, got {list(texts.shape)}"
+            f"'{name}' must have shape {shape} and hold a token, got {list(text.shape)}"
         )
 
 
