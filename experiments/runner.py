@@ -17,6 +17,7 @@ NAMES = (
     "vision",
     "digits",
     "text",
+    "text_edge_steps",
     "long_range",
     "long_range_routes",
     "real_graphs",
