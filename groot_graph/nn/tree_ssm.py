@@ -20,6 +20,7 @@ from groot_graph.checks import (
     check_positive_int,
 )
 from groot_graph.forest import Forest
+from groot_graph.nn.options import told_options
 from groot_graph.ops.dtypes import autocast_off
 from groot_graph.ops.selective_tree_scan.api import trusted_selective_tree_scan
 from groot_graph.ops.tree_scan.api import trusted_tree_scan
@@ -316,11 +317,18 @@ class TreeSSM(torch.nn.Module):
         check_edge_length(edge_length, u, "u")
 
     def __repr__(self) -> str:
-        edge_steps = ", edge_steps=True" if self.edge_steps else ""
-        return (
-            f"{self.__class__.__name__}({self.channels}, state_size={self.state_size}, "
-            f"direction={self.direction}{edge_steps})"
-        )
+        has_auto_rank = self.dt_rank == math.ceil(self.channels / 16)
+        options = {
+            "state_size": self.state_size,
+            "dt_rank": "auto" if has_auto_rank else self.dt_rank,
+            "direction": self.direction,
+            "state_norm": self.state_norm is not None,
+            "dt_min": self.dt_min,
+            "dt_max": self.dt_max,
+            "dt_init_floor": self.dt_init_floor,
+            "edge_steps": self.edge_steps,
+        }
+        return f"{self.__class__.__name__}({self.channels}{told_options(TreeSSM, options)})"
 
 
 class _StateNorm(LayerNorm):

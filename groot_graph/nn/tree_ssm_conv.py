@@ -27,6 +27,7 @@ from groot_graph.checks import (
 )
 from groot_graph.forest import Forest
 from groot_graph.nn.adjacency import to_plain_edge_index
+from groot_graph.nn.options import told_options
 from groot_graph.nn.tree_ssm import TreeSSM
 from groot_graph.nn.tree_topology import (
     TreeTopology,
@@ -326,6 +327,26 @@ class TreeSSMConv(MessagePassing):
         if not isinstance(self.aggr_module, MultiAggregation):
             return 1
         return self.aggr_module.get_out_channels(self.inner_channels) // self.inner_channels
+
+    def __repr__(self) -> str:
+        ssm, topology = self.ssm, self.topology
+        is_usual = topology.metric == metric_of_layer(None, ssm.edge_steps)
+        has_auto_rank = ssm.dt_rank == math.ceil(self.out_channels / 16)
+        options = {
+            "state_size": ssm.state_size,
+            "expand": self.inner_channels / self.out_channels,
+            "dt_rank": "auto" if has_auto_rank else ssm.dt_rank,
+            "metric": None if is_usual else topology.metric,
+            "tree": topology.tree,
+            "root": topology.root,
+            "direction": ssm.direction,
+            "aggr": self.aggr_module if str(self.aggr).endswith(")") else self.aggr,
+            "state_norm": ssm.state_norm is not None,
+            "bias": self.in_proj.bias is not None,
+            "edge_steps": ssm.edge_steps,
+        }
+        name, told = self.__class__.__name__, told_options(TreeSSMConv, options)
+        return f"{name}({self.in_channels}, {self.out_channels}{told})"
 
     def _check_x(self, x: Tensor) -> None:
         name = self.__class__.__name__

@@ -25,10 +25,9 @@ SHAPES = [
 
 
 def test_repr():
-    assert str(TreeSSM(16)) == "TreeSSM(16, state_size=1, direction=both)"
-    assert str(TreeSSM(4, edge_steps=True)) == (
-        "TreeSSM(4, state_size=1, direction=both, edge_steps=True)"
-    )
+    assert str(TreeSSM(16)) == "TreeSSM(16)"
+    told = "TreeSSM(4, state_size=2, dt_rank=3, direction='up', state_norm=True, edge_steps=True)"
+    assert str(eval(told)) == told
 
 
 @STATE_NORM

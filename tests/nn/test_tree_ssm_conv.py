@@ -38,7 +38,33 @@ AGGRS = (None, "mean", "sum", "max", ["mean", "max"], SoftmaxAggregation(learn=T
 
 def test_repr():
     assert str(TreeSSMConv(16, 32)) == "TreeSSMConv(16, 32)"
-    assert str(TreeSSMConv(-1, 32, state_size=4)) == "TreeSSMConv(-1, 32)"
+    assert str(TreeSSMConv(-1, 32, state_size=4)) == "TreeSSMConv(-1, 32, state_size=4)"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "expand=1.5",
+        "dt_rank=5",
+        "metric='euclidean', tree='random', root='last', direction='up'",
+        "aggr=None",
+        "aggr='sum', state_norm=False, bias=True",
+        "aggr=['mean', 'max']",
+        "edge_steps=True",
+        "metric='cosine', edge_steps=True",
+    ],
+)
+def test_repr_tells_every_option_that_is_not_the_default(options):
+    conv = eval(f"TreeSSMConv(16, 32, {options})")
+    assert str(conv) == f"TreeSSMConv(16, 32, {options})"
+
+
+def test_repr_names_a_metric_and_an_aggregation():
+    def far(x_i, x_j):
+        return (x_i - x_j).abs().sum(dim=-1)
+
+    conv = TreeSSMConv(16, 32, metric=far, aggr=SoftmaxAggregation(learn=True))
+    assert str(conv) == "TreeSSMConv(16, 32, metric=far, aggr=SoftmaxAggregation(learn=True))"
 
 
 @pytest.mark.parametrize("form", FORMS)
