@@ -1,5 +1,6 @@
 r"""The tree state space layer for any graph."""
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -148,6 +149,7 @@ class TreeSSMConv(MessagePassing):
         check_dt_rank(dt_rank)
         _check_aggr(aggr)
         check_bool("bias", bias)
+        _check_known(kwargs)
         metric = metric_of_layer(metric, edge_steps)
         super().__init__(aggr, **kwargs)
         self.in_channels = in_channels
@@ -246,6 +248,7 @@ class TreeSSMConv(MessagePassing):
             check_edge_length(edge_length, x, "x")
         if edge_index is not None:
             edge_index = to_plain_edge_index(edge_index, x)
+            _check_is_no_batch(edge_weight, x, edge_index)
             check_growth(edge_index, edge_weight, root)
         if edge_weight is not None and self.ssm.edge_steps:
             check_lengths("edge_weight", edge_weight)
@@ -377,6 +380,23 @@ class TreeSSMConv(MessagePassing):
             )
 
 
+# What other layers have, and what stands in its place here.
+_OTHER_LAYERS = {
+    "heads": "'state_size' says how many states a channel has",
+    "concat": "a layer has no heads",
+    "dropout": "put a torch.nn.Dropout behind the layer, or take 'groot_graph.nn.TreeGNN'",
+    "act": "put an activation behind the layer; it holds two of its own",
+    "norm": "put a normalization before the layer, or take 'groot_graph.nn.TreeGNN'",
+    "edge_dim": "give one dissimilarity per edge as 'edge_weight' of the call",
+    "improved": "the mix of neighbors is the 'aggr' of them",
+    "cached": "give the 'forest' of the call, which is then not grown anew",
+    "add_self_loops": "the mix has a weight for the node itself",
+    "normalize": "'aggr' says how neighbors are put together",
+    "root_weight": "the mix has a weight for the node itself",
+    "project": "the layer projects its input",
+}
+
+
 class _LargeLinear(Linear):
     r"""A projection whose weights begin larger, and so turn less in a step of Adam."""
 
@@ -403,6 +423,24 @@ class _OpenGate(Linear):
 def _recomputed(function: Callable[..., Tensor], *args) -> Tensor:
     r"""What a function returns; what it holds meanwhile is found again in the backward pass."""
     return checkpoint(function, *args, use_reentrant=False)
+
+
+def _check_known(options: dict) -> None:
+    known = inspect.signature(MessagePassing.__init__).parameters
+    for name in options:
+        if name not in known:
+            hint = _OTHER_LAYERS.get(name, "its arguments are those of its description")
+            raise TypeError(f"'TreeSSMConv' has no argument '{name}': {hint}")
+
+
+def _check_is_no_batch(edge_weight: OptTensor, x: Tensor, edge_index: Tensor) -> None:
+    if not isinstance(edge_weight, Tensor) or edge_weight.dtype != torch.int64:
+        return
+    if edge_weight.dim() == 1 and edge_index.size(1) != edge_weight.size(0) == x.size(0):
+        raise ValueError(
+            f"'edge_weight' must have shape [num_edges] = [{edge_index.size(1)}], got a number per "
+            "node; a batch vector is not needed, since the graphs of a batch are trees of their own"
+        )
 
 
 def _check_in_channels(in_channels: int) -> None:

@@ -59,6 +59,31 @@ def test_repr_tells_every_option_that_is_not_the_default(options):
     assert str(conv) == f"TreeSSMConv(16, 32, {options})"
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"heads": 4}, "'state_size'"),
+        ({"dropout": 0.1}, "TreeGNN"),
+        ({"edge_dim": 3}, "'edge_weight' of the call"),
+        ({"statesize": 3}, "those of its description"),
+    ],
+)
+def test_arguments_of_other_layers_are_told_what_stands_in_their_place(options, hint):
+    with pytest.raises(TypeError, match=f"has no argument '{next(iter(options))}': .*{hint}"):
+        TreeSSMConv(4, 8, **options)
+
+
+def test_arguments_of_message_passing_are_taken():
+    conv = TreeSSMConv(4, 8, flow="target_to_source", aggr="softmax", aggr_kwargs={"learn": True})
+    assert conv.flow == "target_to_source" and conv.aggr_module.learn
+
+
+def test_a_batch_vector_is_told_that_it_is_not_needed():
+    edge_index = torch.tensor([[0, 1], [1, 2]])
+    with pytest.raises(ValueError, match="a batch vector is not needed"):
+        TreeSSMConv(4, 8)(torch.randn(4, 4), edge_index, torch.tensor([0, 0, 0, 1]))
+
+
 def test_repr_names_a_metric_and_an_aggregation():
     def far(x_i, x_j):
         return (x_i - x_j).abs().sum(dim=-1)

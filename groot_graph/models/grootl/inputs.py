@@ -44,22 +44,15 @@ class PromptContexts(NamedTuple):
 Contexts: TypeAlias = int | Sequence[int] | Tensor | AfterContext | None
 
 
-def check_texts(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
-    r"""Exactly one of them is given, and holds texts."""
+def no_texts(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> ValueError:
+    r"""What is raised where neither or both are given, or no text is."""
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
-    if input_ids is not None:
-        _check_text("input_ids", input_ids, "[batch, num_tokens]", 2)
-    else:
-        _check_text("inputs_embeds", inputs_embeds, "[batch, num_tokens, hidden_size]", 3)
-
-
-def _check_text(name: str, text, shape: str, num_dims: int) -> None:
-    checks.check_tensor(name, text)
-    if text.dim() != num_dims or 0 in text.shape:
-        raise ValueError(
-            f"'{name}' must have shape {shape} and hold a token, got {list(text.shape)}"
-        )
+        return ValueError("exactly one of 'input_ids' and 'inputs_embeds' must be given")
+    name, texts, shape = "input_ids", input_ids, "[batch, num_tokens]"
+    if inputs_embeds is not None:
+        name, texts, shape = "inputs_embeds", inputs_embeds, "[batch, num_tokens, hidden_size]"
+    found = list(texts.shape) if isinstance(texts, Tensor) else type(texts).__name__
+    return ValueError(f"'{name}' must have shape {shape} and hold a token, got {found}")
 
 
 def checked_mask(mask: Tensor | None, x: Tensor, num_before: int = 0) -> Tensor | None:
@@ -255,21 +248,18 @@ def mask_of_leading_padding(mask: Tensor) -> Tensor:
     return mask.cummax(dim=1).values
 
 
-def check_names(told: dict) -> None:
-    r"""Refuses what looks like the context lengths under another name, which would go unheard."""
-    for name in told:
-        if name.startswith("context"):
-            raise TypeError(f"'context_lengths' is the name of the contexts, got '{name}'")
-
-
-def check_one_text_per_row(mask: Tensor | None, told: dict) -> None:
-    r"""Refuses texts that stand one after the other in one row, as packing collators make them.
+def check_told(mask: Tensor | None, told: dict) -> None:
+    r"""Refuses texts that stand one after the other in one row, as packing collators make them, and
+    context lengths under another name, which would go unheard.
 
     Args:
         mask (BoolTensor, optional): A checked mask.
         told (dict): Arguments, of which those with the names that packing collators and kernels use
             tell where texts begin.
     """
+    for name in told:
+        if name.startswith("context"):
+            raise TypeError(f"'context_lengths' is the name of the contexts, got '{name}'")
     position = told.get("position_ids")
     if position is not None:
         _check_begins("position_ids", position[..., 1:] <= position[..., :-1], mask)

@@ -35,15 +35,14 @@ from groot_graph.models.grootl.inputs import (
     after_unlabelled,
     check_goes_on,
     check_is_longer,
-    check_names,
-    check_one_text_per_row,
     check_prompt_is_whole,
-    check_texts,
+    check_told,
     checked_mask,
     contexts_of_prompts,
     layout_of,
     mask_of_leading_padding,
     mask_of_next,
+    no_texts,
 )
 from groot_graph.models.grootl.mixer import (
     GrootLMixer,
@@ -145,7 +144,10 @@ class GrootLModel(GrootLPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         r"""Arguments and output as those of :class:`~groot_graph.models.GrootLForCausalLM`."""
         config = self.config
-        check_texts(input_ids, inputs_embeds)
+        given = (input_ids is not None) + (inputs_embeds is not None)
+        tokens, num_dims = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
+        if given != 1 or tokens.dim() != num_dims or 0 in tokens.shape:  # type: ignore[union-attr]
+            raise no_texts(input_ids, inputs_embeds)
         past_key_values = one_cache(past_key_values, cache, cache_params)
         if use_cache is None:
             use_cache = config.use_cache and not self.training
@@ -190,8 +192,7 @@ class GrootLModel(GrootLPreTrainedModel):
         told: dict,
     ) -> Texts:
         mask = checked_mask(attention_mask, x, 0 if cache is None else cache.num_tokens)
-        check_names(told)
-        check_one_text_per_row(mask, told)
+        check_told(mask, told)
         if cache is not None and cache.num_tokens > 0:
             check_goes_on(mask, context_lengths)
             return NextTokens(cache)
@@ -417,8 +418,9 @@ class GrootLForCausalLM(GrootLPreTrainedModel, GenerationMixin):
         """
         cache, kwargs = without_cache(kwargs)
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-        check_texts(input_ids if embeds is None else None, embeds)
         prompt = input_ids if embeds is None else embeds
+        if 0 in prompt.shape:
+            raise no_texts(input_ids if embeds is None else None, embeds)
         check_cache(cache, len(self.backbone.layers), prompt.size(0))
         if cache is None or cache.num_tokens == 0:
             given = kwargs.pop("context_lengths", None)
