@@ -164,6 +164,8 @@ class TreeSSMConv(MessagePassing):
         self.ssm = TreeSSM(
             self.inner_channels, state_size, dt_rank, direction, state_norm, edge_steps=edge_steps
         )
+        if state_size == 1:
+            self.ssm.x_proj = _SlowLinear(self.inner_channels, dt_rank + 2, bias=False)
         self.out_norm = LayerNorm(self.inner_channels)
         self.out_proj = Linear(self.inner_channels, out_channels, bias=bias)
         if aggr is not None:
@@ -407,6 +409,22 @@ class _LargeLinear(Linear):
         super().reset_parameters()
         if not is_lazy(self.weight):
             self.weight.mul_(self.factor)
+
+
+class _SlowLinear(torch.nn.Linear):
+    r"""A projection to so few numbers that all nodes' would change at once in a step of Adam: its
+    weights are held ten times as large as they count, and so turn a tenth as much.
+    """
+
+    factor = 0.1
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.weight.div_(self.factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * super().forward(x)
 
 
 class _OpenGate(Linear):

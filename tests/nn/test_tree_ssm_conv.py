@@ -838,3 +838,29 @@ def test_a_mask_that_does_not_fit_is_refused(edge_mask, error, message):
     for call in (partial(ssm, u, forest), partial(ssm.transition, u)):
         with pytest.raises(error, match=message):
             call(edge_mask=edge_mask)
+
+
+def test_a_step_of_adam_turns_what_nodes_pass_on_by_little():
+    """With weights as small as a projection begins with, a few steps at the rate that people use
+    make other states of all nodes.
+    """
+    torch.manual_seed(0)
+    conv = TreeSSMConv(16, 32)
+    x, edge_index = torch.randn(40, 16), random_graph(40, 100)
+    u = torch.randn(40, 64)
+    before = conv.ssm.x_proj(u)
+    optimizer = torch.optim.Adam(conv.parameters(), 1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (conv(x, edge_index) - x.sum()).square().sum().backward()
+        optimizer.step()
+    change = (conv.ssm.x_proj(u) - before).norm() / before.norm()
+    assert 0 < change < 0.1
+
+
+def test_the_projection_of_the_states_begins_as_any_other():
+    torch.manual_seed(0)
+    ours = TreeSSMConv(16, 32).ssm.x_proj
+    u = torch.randn(500, 64)
+    wanted = torch.nn.Linear(64, 3, bias=False)(u)
+    assert ours(u).std().item() == pytest.approx(wanted.std().item(), rel=0.5)
