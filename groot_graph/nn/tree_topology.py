@@ -74,7 +74,8 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     r"""What a row is measured in so that its squares are numbers: one where they are; and whether
     it is zero. Both as columns.
     """
-    largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=-1, keepdim=True)
+    # By its number from the left, because tracing refuses no rows with a dimension from the right.
+    largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=x.dim() - 1, keepdim=True)
     is_zero = largest == 0
     lowest, highest = ORDINARY
     has_squares = (largest >= lowest) & (largest <= highest) | is_zero
@@ -276,7 +277,7 @@ class TreeTopology(torch.nn.Module):
         """
         if edge_weight is None and self.tree != "random":
             edge_weight = self._edge_weight(*self.with_metric(x), edge_index)
-        return self.grow_over(x, edge_index, edge_weight, root, weight_name)[0]
+        return self._over(x, edge_index, edge_weight, root, weight_name)[0]
 
     def grow_and_measure(
         self,
@@ -319,6 +320,17 @@ class TreeTopology(torch.nn.Module):
         weight_name: str = "x",
     ) -> tuple[Forest, Tensor]:
         r"""The forest over weights that are known, and which edges it keeps."""
+        return self._over(x, edge_index, edge_weight, root, weight_name)
+
+    # Apart, because torch.export cannot read back what it saved of one no_grad within another.
+    def _over(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_weight: OptTensor,
+        root: str | Tensor | None,
+        weight_name: str,
+    ) -> tuple[Forest, Tensor]:
         num_nodes, root = x.size(0), self.root if root is None else root
         if self.tree == "random":
             edge_weight = torch.rand(edge_index.size(1), device=x.device)

@@ -32,4 +32,7 @@ def operand_dtype(*tensors: Tensor) -> torch.dtype:
 def autocast_off(device: torch.device) -> AbstractContextManager:
     r"""Keeps the dtypes of what is computed inside, on devices without autocast too."""
     has_autocast = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
+    # Not entered in vain, because torch.export cannot read back one that it saved within no_grad.
+    if not has_autocast or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,4 +1,5 @@
 import copy
+import io
 import math
 import shutil
 from functools import partial
@@ -506,6 +507,22 @@ def test_export_for_any_number_of_nodes(edge_steps):
     )
     x, edge_index = torch.randn(12, 5), random_graph(12, 31)
     assert_close(program.module()(x, edge_index), conv(x, edge_index))
+
+
+@pytest.mark.parametrize("settings", [{}, {"tree": "random"}, {"edge_steps": True}], ids=str)
+def test_an_exported_layer_is_read_back(settings):
+    """With gradients too, under which a tree is grown without."""
+    conv, x, edge_index = (
+        TreeSSMConv(5, 7, **settings).eval(),
+        torch.randn(17, 5),
+        random_graph(17, 60),
+    )
+    program, file = torch.export.export(conv, (x, edge_index), strict=False), io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    if settings.get("tree") != "random":
+        assert_close(loaded(x, edge_index), conv(x, edge_index))
 
 
 @pytest.mark.full
