@@ -29,7 +29,7 @@ def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_no
     state = link, lowest, ends, has_living
     sizes = num_edges, num_nodes, num_rounds
     kernel.strided("start_forest", max(sizes), source, target, *sizes, *state, edge_mask)
-    offered = weight, is_float, num_edges
+    offered = weight, int(is_float), num_edges
     for number in range(num_rounds):
         kernel.strided("find_lowest", num_edges, *offered, number, *state)
         kernel.strided("join_lowest", num_nodes, num_nodes, number, *state, edge_mask)
