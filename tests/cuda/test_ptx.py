@@ -7,7 +7,12 @@ from groot_graph import minimum_spanning_forest, root_forest, selective_tree_sca
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.equipment.graphs import FOREST_KINDS, forest_edges, make_forest, random_graph
-from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
+from tests.equipment.on_host import (
+    SHORT_SEGMENTS,
+    cuda_kernels,
+    one_launched_round,
+    without_plan,
+)
 from tests.equipment.ptx import ptx_on_host
 from tests.equipment.scans import (
     DIRECTIONS,
@@ -51,6 +56,17 @@ def test_spanning_forest_edge_for_edge(num_nodes):
             edge_mask = minimum_spanning_forest(edge_index, edge_weight, num_nodes)
         assert launches
         assert torch.equal(edge_mask, expected)
+
+
+@pytest.mark.parametrize("num_nodes", [2, 257])
+def test_spanning_forest_by_one_block(num_nodes):
+    edge_index = random_graph(num_nodes, 4 * num_nodes)
+    edge_weight = torch.randint(9, (4 * num_nodes,)).float()
+    expected = minimum_spanning_forest(edge_index, edge_weight, num_nodes)
+    with ptx_kernels() as launches, one_launched_round():
+        edge_mask = minimum_spanning_forest(edge_index, edge_weight, num_nodes)
+    assert launches[-1].kernel == "finish_forest" or num_nodes == 2
+    assert torch.equal(edge_mask, expected)
 
 
 @pytest.mark.parametrize("root", ["first", "last"])
