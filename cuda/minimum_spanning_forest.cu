@@ -6,6 +6,8 @@
 // round. The choice is made from the trees' side, so a round's second kernel reads one number per
 // node and only chosen edges. The last of them lists its living edges, and one block goes on with
 // these alone, for as many rounds as it takes.
+//
+// Compiled for MOST_THREADS_PER_BLOCK.
 
 #include "common.cuh"
 
@@ -108,7 +110,7 @@ extern "C" __global__ void join_lowest(long long num_nodes, long long round, int
 
 // All rounds that are left, in one block. Every thread has edges of its own, every so many of the
 // list, and moves those that live together from round to round.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(MOST_THREADS_PER_BLOCK)
     finish_forest(const int* weight, long long is_float, int* left, const int* has_living,
                   long long num_rounds, int* link, Key* lowest, Ends* ends, bool* edge_mask) {
     const int first = threadIdx.x, apart = blockDim.x, num_left = has_living[num_rounds];

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
+from groot_graph.ops.cuda import plan
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.equipment.graphs import FOREST_KINDS, forest_edges, make_forest, random_graph
@@ -80,6 +81,19 @@ def test_rooting(num_nodes, root):
         assert launches
         assert torch.equal(forest.order, expected.order)
         assert torch.equal(forest.parent, expected.parent)
+
+
+@pytest.mark.parametrize("kind", ["random", "several"])
+def test_one_block_cuts_as_one_kernel_after_another(kind):
+    plans = []
+    for most_in_one_block in (plan.LARGEST_UNCUT, plan.MOST_IN_ONE_BLOCK):
+        with ptx_kernels(most_in_one_block=most_in_one_block) as launches:
+            forest = root_forest(forest_edges(kind, 3001), num_nodes=3001)
+        plans.append(forest._plan.values)
+        kernels = [launch.kernel for launch in launches]
+        assert "cut_tiers" in kernels
+        assert ("reorder" in kernels) == (most_in_one_block == plan.LARGEST_UNCUT)
+    assert torch.equal(*plans)
 
 
 def assert_scans_as(reference, scan, kind, num_nodes, operands, tolerance, direction):

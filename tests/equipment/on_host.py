@@ -44,6 +44,7 @@ def cuda_kernels(
     preempt: bool = False,
     most: int = plan.SEGMENT_LENGTH,
     few: int = plan.LARGEST_UNCUT,
+    most_in_one_block: int = plan.MOST_IN_ONE_BLOCK,
     launcher: "AbstractContextManager | None" = None,
 ) -> Iterator:
     """Meanwhile CPU tensors are computed by what computes CUDA tensors, whose kernels are run by
@@ -55,6 +56,7 @@ def cuda_kernels(
         patch.object(dispatch, "backend", lambda device: "cuda"),
         patch.object(plan, "SEGMENT_LENGTH", most),
         patch.object(plan, "LARGEST_UNCUT", few),
+        patch.object(plan, "MOST_IN_ONE_BLOCK", most_in_one_block),
         # Short segments shrink a forest by less from tier to tier.
         patch.object(plan, "plan_size", roomy_plan_size),
     ):

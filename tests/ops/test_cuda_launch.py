@@ -26,7 +26,9 @@ def test_source_holds_what_it_includes_once(operation):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_parameter_of_a_kernel_is_a_word(operation):
     signatures = re.findall(
-        r'extern "C" __global__ void\s+\w+\((.*?)\)', launch.source(operation), re.S
+        r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s*)?\w+\((.*?)\)',
+        launch.source(operation),
+        re.S,
     )
     assert signatures
     for parameter in re.split(",", ",".join(signatures)):

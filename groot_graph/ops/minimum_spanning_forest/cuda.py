@@ -7,13 +7,14 @@ Nothing is read back from the device, so a CUDA graph can capture it.
 import torch
 from torch import Tensor
 
-from groot_graph.ops.cuda.launch import bind, on_current_stream
+from groot_graph.ops.cuda.launch import MOST_THREADS_PER_BLOCK, bind, on_current_stream
 from groot_graph.ops.minimum_spanning_forest.weights import int32_keys
 
 # So many rounds are launched at least: mostly there are no more.
 FEWEST_LAUNCHED = 8
 # In so many rounds one block joins what the launched ones have left.
 MOST_IN_ONE_BLOCK = 11
+MACROS: "dict[str, str | int]" = {"MOST_THREADS_PER_BLOCK": MOST_THREADS_PER_BLOCK}
 
 
 @on_current_stream
@@ -36,7 +37,7 @@ def minimum_spanning_forest_cuda(edge_index: Tensor, edge_weight: Tensor, num_no
     if num_launched < num_rounds:
         left = edge_index.new_empty(num_edges, dtype=torch.int32)
 
-    kernel = bind("minimum_spanning_forest")
+    kernel = bind("minimum_spanning_forest", **MACROS)
     state = link, lowest, ends, has_living
     sizes = num_edges, num_nodes, num_launched + 1
     kernel.strided("start_forest", max(sizes), source, target, *sizes, *state, edge_mask)
