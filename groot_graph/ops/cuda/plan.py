@@ -125,7 +125,7 @@ def _cut_tier(
 
 def _cut_other_tiers(kernel: Kernels, places: Tensor, part: Tensor, is_input: bool) -> None:
     num_places = places.size(1)
-    # For every place 16 bytes for running sums, and 4 each for two forests and for moves.
+    # For every place 16 bytes for running sums, 12 for each of two forests, and 4 for moves.
     memory = places.new_empty(2 * num_places + (7 * num_places + 2) // 2, dtype=torch.int64)
     tier = places, part, int(is_input), memory
     sizes = SEGMENT_LENGTH, LARGEST_UNCUT, num_places
