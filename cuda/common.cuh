@@ -29,16 +29,21 @@ __device__ inline int find_root(int* link, int node) {
     return node;
 }
 
-// Joins two trees under the lower root. True for exactly one of the calls that join the same trees.
-__device__ inline bool join_trees(int* link, int first, int second) {
+// Joins two trees under the lower root. Exactly one of the calls that join the same trees returns
+// the root that is none any more; the others, -1.
+__device__ inline int joined_root(int* link, int first, int second) {
     while (true) {
         first = find_root(link, first);
         second = find_root(link, second);
-        if (first == second) return false;
+        if (first == second) return -1;
         const int low = first < second ? first : second;
         const int high = first < second ? second : first;
-        if (atomicCAS(link + high, high, low) == high) return true;
+        if (atomicCAS(link + high, high, low) == high) return high;
     }
+}
+
+__device__ inline bool join_trees(int* link, int first, int second) {
+    return joined_root(link, first, second) >= 0;
 }
 
 // Half types are read as bits, so that no header of CUDA is needed.

@@ -2,8 +2,12 @@
 // then the trees are joined along these. The launches are a fixed number: a round that finds no
 // living edge, one between two trees, ends the search, and the kernels after it return at once.
 //
-// Edges keep their place, a dead one costs one read of 8 bytes per round. The choice is made from
-// the trees' side, so a round's second kernel reads one number per node and only chosen edges.
+// In the rounds that are launched edges keep their place, a dead one costs one read of 8 bytes per
+// round. The choice is made from the trees' side, so a round's second kernel reads one number per
+// node and only chosen edges. The last of them lists its living edges, and one block goes on with
+// these alone, for as many rounds as it takes.
+//
+// Compiled for MOST_THREADS_PER_BLOCK.
 
 #include "common.cuh"
 
@@ -29,6 +33,31 @@ __device__ inline void offer(Key* lowest, int root, Key key) {
     if (key < *const_cast<volatile Key*>(lowest + root)) atomicMin(lowest + root, key);
 }
 
+// Looks the roots of an edge up and offers the edge to both; whether it lives. Before the first
+// join every node is a root.
+__device__ inline bool offer_edge(long long edge, const int* weight, bool is_float, bool has_joined,
+                                  int* link, Key* lowest, Ends* ends) {
+    Ends roots = ends[edge];
+    if (roots.first == roots.second) return false;
+    if (has_joined) {
+        roots = {find_root(link, roots.first), find_root(link, roots.second)};
+        ends[edge] = roots;
+        if (roots.first == roots.second) return false;
+    }
+    const Key key = key_of(edge, weight[edge], is_float);
+    offer(lowest, roots.first, key);
+    offer(lowest, roots.second, key);
+    return true;
+}
+
+// Takes an offer back for the next round, if it is the lowest; whether it is. Of all keys only the
+// lowest finds itself, before and after.
+__device__ inline bool take_back(Key* lowest, int root, Key key) {
+    if (*const_cast<volatile Key*>(lowest + root) != key) return false;
+    lowest[root] = NO_EDGE;
+    return true;
+}
+
 // Every node is a tree; self-loops, and edges to nodes that do not exist, are dead.
 extern "C" __global__ void start_forest(const long long* source, const long long* target,
                                         long long num_edges, long long num_nodes,
@@ -50,26 +79,17 @@ extern "C" __global__ void start_forest(const long long* source, const long long
     }
 }
 
-// Looks the roots of every living edge up, and offers the edge to both.
+// Offers every living edge to its trees. `left`, where it is given, gets a list of them in any
+// order, whose length is counted behind the rounds.
 extern "C" __global__ void find_lowest(const int* weight, long long is_float, long long num_edges,
                                        long long round, int* link, Key* lowest, Ends* ends,
-                                       int* has_living) {
+                                       int* has_living, int* left) {
     if (round > 0 && !has_living[round - 1]) return;
     bool found_living = false;
     for (long long edge = thread_index(); edge < num_edges; edge += num_threads()) {
-        const Ends known = ends[edge];
-        if (known.first == known.second) continue;
-        Ends roots = known;
-        // Before the first join every node is a root.
-        if (round > 0) {
-            roots = {find_root(link, known.first), find_root(link, known.second)};
-            ends[edge] = roots;
-            if (roots.first == roots.second) continue;
-        }
+        if (!offer_edge(edge, weight, is_float, round > 0, link, lowest, ends)) continue;
         found_living = true;
-        const Key key = key_of(edge, weight[edge], is_float);
-        offer(lowest, roots.first, key);
-        offer(lowest, roots.second, key);
+        if (left != nullptr) left[atomicAdd(has_living + round + 1, 1)] = static_cast<int>(edge);
     }
     if (found_living) has_living[round] = 1;
 }
@@ -85,5 +105,34 @@ extern "C" __global__ void join_lowest(long long num_nodes, long long round, int
         const unsigned edge = static_cast<unsigned>(key);
         // Where both trees chose the edge, one of the two joins them.
         if (join_trees(link, ends[edge].first, ends[edge].second)) edge_mask[edge] = true;
+    }
+}
+
+// All rounds that are left, in one block. Every thread has edges of its own, every so many of the
+// list, and moves those that live together from round to round.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS_PER_BLOCK)
+    finish_forest(const int* weight, long long is_float, int* left, const int* has_living,
+                  long long num_rounds, int* link, Key* lowest, Ends* ends, bool* edge_mask) {
+    const int first = threadIdx.x, apart = blockDim.x, num_left = has_living[num_rounds];
+    int num_own = num_left > first ? (num_left - first - 1) / apart + 1 : 0;
+    while (true) {
+        int num_living = 0;
+        for (int i = 0; i < num_own; ++i) {
+            const int edge = left[first + i * apart];
+            if (!offer_edge(edge, weight, is_float, true, link, lowest, ends)) continue;
+            left[first + num_living++ * apart] = edge;
+        }
+        num_own = num_living;
+        if (!__syncthreads_or(num_own > 0)) return;
+        for (int i = 0; i < num_own; ++i) {
+            const int edge = left[first + i * apart];
+            const Ends roots = ends[edge];
+            const Key key = key_of(edge, weight[edge], is_float);
+            const bool first_chose = take_back(lowest, roots.first, key);
+            const bool second_chose = take_back(lowest, roots.second, key);
+            if (!first_chose && !second_chose) continue;
+            if (join_trees(link, roots.first, roots.second)) edge_mask[edge] = true;
+        }
+        __syncthreads();
     }
 }

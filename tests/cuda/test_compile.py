@@ -3,9 +3,9 @@ from functools import cache
 
 import pytest
 
-from groot_graph.ops.cuda import launch
-from groot_graph.ops.cuda.plan import MOST_NESTED
-from groot_graph.ops.root_forest.cuda import MACROS
+from groot_graph.ops.cuda import launch, plan
+from groot_graph.ops.minimum_spanning_forest import cuda as minimum_spanning_forest
+from groot_graph.ops.root_forest import cuda as root_forest
 
 nvrtc = pytest.importorskip("cupy", reason="NVRTC comes with CuPy").cuda.nvrtc
 
@@ -21,7 +21,7 @@ SCANS = [
         "INPUT": read,
         "DIRECTION": direction,
         "IS_BACKWARD": is_backward,
-        "MOST_NESTED": MOST_NESTED,
+        "MOST_NESTED": plan.MOST_NESTED,
     }
     for is_backward in (0, 1)
     for direction, value, read in [
@@ -34,9 +34,9 @@ SCANS = [
 
 # The macros that a file is compiled with: every value of each, if not every combination.
 CONFIGURATIONS = {
-    "minimum_spanning_forest": [{}],
-    "root_forest": [MACROS],
-    "segments": [{}],
+    "minimum_spanning_forest": [minimum_spanning_forest.MACROS],
+    "root_forest": [root_forest.MACROS],
+    "segments": [plan.MACROS],
     "tree_scan": SCANS,
     "selective_tree_scan": [
         scan

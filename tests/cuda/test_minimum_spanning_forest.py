@@ -17,7 +17,8 @@ from groot_graph.ops.minimum_spanning_forest.cuda import minimum_spanning_forest
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from tests.equipment.cuda_host import cuda_on_host, recorded_launches
 from tests.equipment.cuda_host.sanitize import run_sanitized
-from tests.equipment.graphs import forest_edges, random_graph, to_edge_index
+from tests.equipment.graphs import forest_edges, pairing_weights, random_graph, to_edge_index
+from tests.equipment.on_host import one_launched_round
 from tests.equipment.strategies import multigraphs
 
 SIZES = (1, 2, 3, 63, 257, 1025)
@@ -189,15 +190,37 @@ def test_same_mask_in_any_order_of_threads(graph, weights, preempt):
             assert torch.equal(found, expected)
 
 
-def pairing_weights(num_edges):
-    """Along a chain, every round joins two trees at a time by these."""
-    place = torch.arange(1, num_edges + 1)
-    return torch.log2((place & -place).float())
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_one_block_equals_reference_edge_for_edge(graph, weights):
+    with one_launched_round():
+        for num_nodes in SIZES:
+            edge_index = graph(num_nodes)
+            assert_equals_reference(edge_index, weights(edge_index.size(1)), num_nodes)
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("preempt", [False, True], ids=["in-turn", "pre-empted"])
+@pytest.mark.parametrize("graph", ["chain", "backward-chain", "grid", "dense", "random"])
+@pytest.mark.parametrize("weights", ["normal", "many-ties", "rising", "falling"])
+def test_one_block_of_any_size_finds_the_same_mask(graph, weights, preempt):
+    num_nodes = 600
+    edge_index = GRAPHS[graph](num_nodes)
+    edge_weight = WEIGHTS[weights](edge_index.size(1))
+    expected = minimum_spanning_forest_reference(edge_index, edge_weight, num_nodes)
+    for seed, block_size in enumerate((32, 256, 1024)):
+        with one_launched_round(), patch.object(launch, "MOST_THREADS_PER_BLOCK", block_size):
+            found = span_with(edge_index, edge_weight, num_nodes, seed, preempt)
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("num_nodes", [2, 3, 4, 5, 64, 65, 1024])
 def test_as_many_rounds_as_there_can_be(num_nodes):
-    assert_equals_reference(GRAPHS["chain"](num_nodes), pairing_weights(num_nodes - 1), num_nodes)
+    chain, edge_weight = GRAPHS["chain"](num_nodes), pairing_weights(num_nodes - 1)
+    assert_equals_reference(chain, edge_weight, num_nodes)
+    with one_launched_round():
+        assert_equals_reference(chain, edge_weight, num_nodes)
 
 
 @pytest.mark.parametrize(
@@ -219,14 +242,22 @@ def test_the_number_of_rounds(num_nodes, num_edges, num_rounds):
     assert cuda.most_rounds(num_nodes, num_edges) == num_rounds
 
 
+@pytest.mark.parametrize(
+    "num_rounds, num_launched", [(0, 0), (3, 3), (8, 8), (9, 8), (19, 8), (20, 9), (31, 20)]
+)
+def test_the_number_of_rounds_that_are_launched(num_rounds, num_launched):
+    assert cuda.launched_rounds(num_rounds) == num_launched
+
+
 def test_launches_depend_on_sizes_alone():
-    rounds = [("find_lowest", 300), ("join_lowest", 257)] * 9
+    rounds = [("find_lowest", 300), ("join_lowest", 257)] * 8
     for edge_index in (random_graph(257, 300), torch.zeros(2, 300, dtype=torch.long)):
         with recorded_launches() as launched:
             minimum_spanning_forest_cuda(edge_index, torch.rand(300), 257)
         assert [(launch.kernel, launch.num_threads) for launch in launched] == [
             ("start_forest", 300),
             *rounds,
+            ("finish_forest", 320),
         ]
 
 
@@ -235,8 +266,21 @@ def test_no_round_runs_after_the_last_living_edge(graph, num_rounds):
     edge_index = GRAPHS[graph](256)
     with recorded_launches() as launched:
         minimum_spanning_forest_cuda(edge_index, pairing_weights(edge_index.size(1)), 256)
+    assert launched[-1].kernel == "join_lowest"
     *_, has_living, _ = launched[-1].arguments
-    assert has_living.tolist() == [1] * num_rounds + [0] * (8 - num_rounds)
+    assert has_living.tolist() == [1] * num_rounds + [0] * (9 - num_rounds)
+
+
+def test_one_block_gets_the_edges_that_live_in_the_last_launched_round():
+    edge_weight = pairing_weights(1023)
+    with recorded_launches() as launched:
+        minimum_spanning_forest_cuda(GRAPHS["chain"](1024), edge_weight, 1024)
+    finish = launched[-1]
+    assert finish.kernel == "finish_forest"
+    _, _, left, has_living, num_rounds, *_ = finish.arguments
+    # By pairs: every round joins the edges of one weight.
+    living = (edge_weight >= 7).nonzero().flatten()
+    assert num_rounds == 8 and has_living.tolist() == [1] * 8 + [len(living)] == [1] * 8 + [7]
 
 
 @pytest.mark.parametrize(
@@ -276,11 +320,14 @@ import torch
 from groot_graph.ops.minimum_spanning_forest.cuda import minimum_spanning_forest_cuda
 from tests.equipment.cuda_host import cuda_on_host
 from tests.equipment.graphs import random_graph
+from tests.equipment.on_host import one_launched_round
 
 for num_nodes, num_edges in ((1, 1), (2, 1), (257, 1), (2, 257), (300, 1025), (1025, 300)):
     edge_index = random_graph(num_nodes + 1, num_edges) - torch.randint(2, (num_edges,))
     for edge_weight in (torch.randn(num_edges), torch.randint(-(2**31), 2**31, (num_edges,)).int()):
         with cuda_on_host():
+            minimum_spanning_forest_cuda(edge_index, edge_weight, num_nodes)
+        with cuda_on_host(), one_launched_round():
             minimum_spanning_forest_cuda(edge_index, edge_weight, num_nodes)
 """)
 

@@ -4,10 +4,16 @@ import pytest
 import torch
 
 from groot_graph import minimum_spanning_forest, root_forest, selective_tree_scan, tree_scan
+from groot_graph.ops.cuda import plan
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.equipment.graphs import FOREST_KINDS, forest_edges, make_forest, random_graph
-from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
+from tests.equipment.on_host import (
+    SHORT_SEGMENTS,
+    cuda_kernels,
+    one_launched_round,
+    without_plan,
+)
 from tests.equipment.ptx import ptx_on_host
 from tests.equipment.scans import (
     DIRECTIONS,
@@ -53,6 +59,17 @@ def test_spanning_forest_edge_for_edge(num_nodes):
         assert torch.equal(edge_mask, expected)
 
 
+@pytest.mark.parametrize("num_nodes", [2, 257])
+def test_spanning_forest_by_one_block(num_nodes):
+    edge_index = random_graph(num_nodes, 4 * num_nodes)
+    edge_weight = torch.randint(9, (4 * num_nodes,)).float()
+    expected = minimum_spanning_forest(edge_index, edge_weight, num_nodes)
+    with ptx_kernels() as launches, one_launched_round():
+        edge_mask = minimum_spanning_forest(edge_index, edge_weight, num_nodes)
+    assert launches[-1].kernel == "finish_forest" or num_nodes == 2
+    assert torch.equal(edge_mask, expected)
+
+
 @pytest.mark.parametrize("root", ["first", "last"])
 @pytest.mark.parametrize("num_nodes", SIZES)
 def test_rooting(num_nodes, root):
@@ -64,6 +81,19 @@ def test_rooting(num_nodes, root):
         assert launches
         assert torch.equal(forest.order, expected.order)
         assert torch.equal(forest.parent, expected.parent)
+
+
+@pytest.mark.parametrize("kind", ["random", "several"])
+def test_one_block_cuts_as_one_kernel_after_another(kind):
+    plans = []
+    for most_in_one_block in (plan.LARGEST_UNCUT, plan.MOST_IN_ONE_BLOCK):
+        with ptx_kernels(most_in_one_block=most_in_one_block) as launches:
+            forest = root_forest(forest_edges(kind, 3001), num_nodes=3001)
+        plans.append(forest._plan.values)
+        kernels = [launch.kernel for launch in launches]
+        assert "cut_tiers" in kernels
+        assert ("reorder" in kernels) == (most_in_one_block == plan.LARGEST_UNCUT)
+    assert torch.equal(*plans)
 
 
 def assert_scans_as(reference, scan, kind, num_nodes, operands, tolerance, direction):

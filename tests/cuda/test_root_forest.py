@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from groot_graph import Forest, checks, minimum_spanning_forest, root_forest
 from groot_graph.ops.root_forest import cuda
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
+from tests.equipment.cuda_host import recorded_launches
 from tests.equipment.cuda_host.sanitize import run_sanitized
-from tests.equipment.graphs import FOREST_KINDS, forest_edges, make_forest, to_edge_index
+from tests.equipment.graphs import (
+    FOREST_KINDS,
+    forest_edges,
+    make_forest,
+    random_graph,
+    to_edge_index,
+)
 from tests.equipment.on_host import cuda_kernels
 from tests.equipment.strategies import multigraphs
 
@@ -23,6 +30,43 @@ def test_same_bits_in_any_order_of_threads(preempt):
             results.append(root_forest_cuda(edge_index, None, 700, "first"))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("kind", ["chain", "star", "random", "several"])
+def test_no_list_has_more_splitters_than_the_jumps_pass(kind):
+    edge_index = forest_edges(kind, 700)
+    with cuda_kernels(), recorded_launches() as launched:
+        root_forest_cuda(edge_index, None, 700, "first")
+    splitters = next(launch.arguments[0] for launch in launched if launch.kernel == "jump")
+    num_arcs = 2 * edge_index.size(1)
+    is_splitter = splitters == torch.arange(len(splitters))
+    # So many arcs in a row have one, and every tree has a head.
+    num_trees = 700 - edge_index.size(1)
+    assert num_arcs // 16 <= is_splitter[:num_arcs].sum()
+    assert is_splitter.sum() <= cuda.most_splitters(num_arcs) - 1 + num_trees
+    assert cuda.most_splitters(num_arcs) == -(-num_arcs // 16) + 1
+
+
+@pytest.mark.parametrize("kind", ["chain", "random"])
+def test_as_many_jumps_as_there_can_be(kind):
+    expected = make_forest(kind, 700)
+    every_arc = {"JUMP": 2, "ARCS_PER_SPLITTER": 1}
+    sizes = patch.multiple(cuda, MACROS=cuda.MACROS | every_arc, **every_arc)
+    with cuda_kernels(), sizes, recorded_launches() as launched:
+        forest = root_forest(forest_edges(kind, 700), num_nodes=700)
+    assert torch.equal(forest.parent, expected.parent)
+    assert torch.equal(forest.order, expected.order)
+    assert [launch.kernel for launch in launched].count("jump") == 11
+
+
+@pytest.mark.parametrize("num_edges", [100, 698, 699, 2000])
+def test_cycles_and_few_edges_leave_a_forest_of_the_components(num_edges):
+    edge_index = random_graph(700, num_edges)
+    with cuda_kernels(num_edges), unchecked():
+        order, parent, _ = root_forest_cuda(edge_index, None, 700, "last")
+    mask = minimum_spanning_forest(edge_index, torch.ones(num_edges), 700)
+    forest, expected = Forest(order, parent), root_forest(edge_index, mask, 700, root="last")
+    assert torch.equal(forest.roots.sort().values, expected.roots.sort().values)
 
 
 @given(graph=multigraphs(), draw=st.randoms(use_true_random=False))
@@ -111,6 +155,7 @@ for kind in FOREST_KINDS:
             root_forest_cuda(forest_edges(kind, num_nodes), None, num_nodes, "last")
             edge_index = random_graph(num_nodes + 3, 2 * num_nodes) - 1
             root_forest_cuda(edge_index, None, num_nodes, torch.tensor([-1, 0, num_nodes]))
-    with cuda_kernels(**SHORT_SEGMENTS):
-        root_forest_cuda(forest_edges(kind, 200), None, 200, "first")
+    for in_one_block in (6, 2**15):
+        with cuda_kernels(**SHORT_SEGMENTS, most_in_one_block=in_one_block):
+            root_forest_cuda(forest_edges(kind, 200), None, 200, "first")
 """)

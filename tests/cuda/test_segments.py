@@ -1,11 +1,14 @@
 import re
+from unittest.mock import patch
 
 import pytest
+import torch
 from hypothesis import given
 
 from groot_graph import Forest
 from groot_graph.ops.cuda import launch, plan
 from groot_graph.ops.root_forest.cuda import root_forest_cuda
+from tests.equipment.cuda_host import recorded_launches
 from tests.equipment.graphs import FOREST_KINDS, forest_edges
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels
 from tests.equipment.strategies import forests
@@ -25,8 +28,8 @@ def lengths(test):
     return pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS.keys())(test)
 
 
-def cut(edge_index, num_nodes, length) -> tuple[Forest, list]:
-    with cuda_kernels(**length):
+def cut(edge_index, num_nodes, length, **launching) -> tuple[Forest, list]:
+    with cuda_kernels(**length, **launching):
         order, parent, forest_plan = root_forest_cuda(edge_index, None, num_nodes, "first")
         return Forest(order, parent), read(forest_plan, num_nodes)
 
@@ -92,6 +95,47 @@ def test_plan_is_what_the_scans_rely_on(kind, length):
     for num_nodes in (1, 2, 63, 600, 1200):
         forest, tiers = cut(forest_edges(kind, num_nodes), num_nodes, length)
         check(forest, tiers, length)
+
+
+@pytest.mark.parametrize("preempt", [False, True], ids=["in-turn", "pre-empted"])
+@pytest.mark.parametrize("block_size", [32, 1024])
+@lengths
+def test_one_block_cuts_as_one_kernel_after_another(length, block_size, preempt):
+    for kind, num_nodes in (("random", 700), ("several", 700), ("spider", 101), ("chain", 33)):
+        edge_index = forest_edges(kind, num_nodes)
+        launched, kernels = cut_by(edge_index, length, most_in_one_block=length["few"])
+        with patch.object(launch, "MOST_THREADS_PER_BLOCK", block_size):
+            in_one_block, one_kernel = cut_by(edge_index, length, seed=num_nodes, preempt=preempt)
+        assert torch.equal(in_one_block, launched)
+        is_cut = num_nodes > length["few"]
+        assert ("list_segments" in kernels) == is_cut and ("reorder" in kernels) == (
+            is_cut and len(plan_sizes(num_nodes, length)) > 2
+        )
+        assert one_kernel == ["cut_tiers"]
+
+
+def cut_by(edge_index, length, **launching) -> tuple[torch.Tensor, list[str]]:
+    """The plan, and the names of the kernels that made it of an ordered forest."""
+    num_nodes = int(edge_index.max()) + 1
+    with cuda_kernels(**length, **launching), recorded_launches() as launched:
+        *_, forest_plan = root_forest_cuda(edge_index, None, num_nodes, "first")
+    names = [launch.kernel for launch in launched]
+    return forest_plan, names[names.index("order_nodes") + 1 :]
+
+
+def plan_sizes(num_nodes, length) -> list[int]:
+    with cuda_kernels(**length):
+        return plan._tier_sizes(num_nodes)
+
+
+@pytest.mark.parametrize("kind", ["random", pytest.param("chain", marks=pytest.mark.full)])
+def test_a_large_tier_is_launched_and_one_block_cuts_the_rest(kind):
+    num_nodes = plan.MOST_IN_ONE_BLOCK + 1000
+    length = LENGTHS["as-on-a-gpu"]
+    edge_index = forest_edges(kind, num_nodes)
+    check(*cut(edge_index, num_nodes, length), length)
+    _, kernels = cut_by(edge_index, length)
+    assert kernels == ["mark_segments", "list_segments", "cut_tiers"]
 
 
 @given(forest=forests(max_nodes=60))

@@ -61,3 +61,9 @@ def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> torch.Tensor:
     """Edges drawn with replacement: self-loops and parallel edges included."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(num_nodes, (2, num_edges), generator=generator)
+
+
+def pairing_weights(num_edges: int) -> torch.Tensor:
+    """Along a chain, every round joins two trees at a time by these."""
+    place = torch.arange(1, num_edges + 1)
+    return torch.log2((place & -place).float())

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from groot_graph import Forest
 from groot_graph.ops import dispatch
 from groot_graph.ops.cuda import plan
+from groot_graph.ops.minimum_spanning_forest import cuda as spanning
 from tests.equipment.cuda_host import cuda_on_host
 
 # With these, trees of a few nodes take as many tiers as trees of millions do otherwise.
@@ -43,6 +44,7 @@ def cuda_kernels(
     preempt: bool = False,
     most: int = plan.SEGMENT_LENGTH,
     few: int = plan.LARGEST_UNCUT,
+    most_in_one_block: int = plan.MOST_IN_ONE_BLOCK,
     launcher: "AbstractContextManager | None" = None,
 ) -> Iterator:
     """Meanwhile CPU tensors are computed by what computes CUDA tensors, whose kernels are run by
@@ -54,10 +56,21 @@ def cuda_kernels(
         patch.object(dispatch, "backend", lambda device: "cuda"),
         patch.object(plan, "SEGMENT_LENGTH", most),
         patch.object(plan, "LARGEST_UNCUT", few),
+        patch.object(plan, "MOST_IN_ONE_BLOCK", most_in_one_block),
         # Short segments shrink a forest by less from tier to tier.
         patch.object(plan, "plan_size", roomy_plan_size),
     ):
         yield launches
+
+
+@contextmanager
+def one_launched_round() -> Iterator[None]:
+    """Meanwhile one block joins almost everything."""
+    with (
+        patch.object(spanning, "FEWEST_LAUNCHED", 1),
+        patch.object(spanning, "MOST_IN_ONE_BLOCK", 64),
+    ):
+        yield
 
 
 def without_plan(forest: Forest) -> Forest:

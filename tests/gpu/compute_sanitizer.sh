@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs every kernel on small inputs under NVIDIA's compute-sanitizer, a part of the CUDA toolkit:
 #
-#     tests/gpu/compute_sanitizer.sh                  memcheck, synccheck and initcheck
+#     tests/gpu/compute_sanitizer.sh                  memcheck, synccheck, initcheck and racecheck
 #     tests/gpu/compute_sanitizer.sh memcheck         only the tools that are named
 #
 # It needs a GPU, the Python environment that the tests run in (its interpreter in PYTHON, where that
 # is not python3), and compute-sanitizer on the PATH (or its path in COMPUTE_SANITIZER). Racecheck
-# looks at shared memory alone, which no kernel uses. It takes a minute or so per tool; the first run
+# looks at shared memory alone, which cut_tiers uses. It takes a minute or so per tool; the first run
 # also compiles the kernels, before the tools start. The exit code is 0 only if no tool reports an
 # error. What SANITIZER_OPTIONS holds is added to the tool's options, such as
 # "--kernel-regex kns=finish".
@@ -24,7 +24,7 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
 tools=("$@")
-[ "${#tools[@]}" -gt 0 ] || tools=(memcheck synccheck initcheck)
+[ "${#tools[@]}" -gt 0 ] || tools=(memcheck synccheck initcheck racecheck)
 read -ra extra <<< "${SANITIZER_OPTIONS:-}"
 
 # Without the tool first: the compiled kernels stay in CuPy's cache on disk.

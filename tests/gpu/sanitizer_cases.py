@@ -4,7 +4,7 @@ import torch
 
 from groot_graph import Forest, minimum_spanning_forest, root_forest
 from tests.equipment.gpu_cases import cached_forest_edges, chain_operands, moved, whole_chain
-from tests.equipment.graphs import FOREST_KINDS
+from tests.equipment.graphs import FOREST_KINDS, pairing_weights
 from tests.equipment.scans import DIRECTIONS
 
 
@@ -19,6 +19,9 @@ def run_all(device: torch.device) -> None:
             run_kind(kind, num_nodes, 3, device)
     run_kind("chain", 30_011, 1, device)
     whole_chain(moved(chain_operands(300, 40, 16), device))
+    # More rounds than are launched: one block joins the rest.
+    chain = torch.stack([torch.arange(2047), torch.arange(1, 2048)]).to(device)
+    minimum_spanning_forest(chain, pairing_weights(2047).to(device), 2048)
     run_invalid(device)
 
 

@@ -30,7 +30,7 @@ from tests.equipment.gpu_cases import (
     rings,
     whole_chain,
 )
-from tests.equipment.graphs import FOREST_KINDS, make_forest, random_graph
+from tests.equipment.graphs import FOREST_KINDS, make_forest, pairing_weights, random_graph
 from tests.equipment.scans import (
     FLOATS,
     TOLERANCE,
@@ -86,6 +86,12 @@ GRAPHS = {
     "chain": lambda n: cached_forest_edges("chain", n),
     "star": lambda n: cached_forest_edges("star", n),
 }
+
+
+@pytest.mark.parametrize("num_nodes", [257, 1024, 10**6])
+def test_spanning_forest_in_more_rounds_than_are_launched(num_nodes, device):
+    chain = torch.stack([torch.arange(num_nodes - 1), torch.arange(1, num_nodes)])
+    assert_same_forest(chain, pairing_weights(num_nodes - 1), num_nodes, device)
 
 
 @dtypes(FLOATS + INTEGERS)

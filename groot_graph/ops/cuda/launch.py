@@ -1,20 +1,20 @@
 r"""Compiles CUDA sources at run time with CuPy and launches them on PyTorch's tensors."""
 
 import re
-import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from groot_graph.forest import Forest
 
 THREADS_PER_BLOCK = 256
+WARP_SIZE = 32
+MOST_THREADS_PER_BLOCK = 1024
 # About what the largest GPUs run at once. Kernels stride over their work, so more gain nothing.
 MOST_THREADS = 2**18
 
@@ -26,7 +26,7 @@ C_TYPES = {
     torch.bfloat16: "BFloat16",
 }
 
-# What a kernel takes.
+# What a kernel takes as eight bytes: an address, a number, or null. Of a bool CuPy passes one byte.
 Argument: TypeAlias = Tensor | int | None
 
 
@@ -53,13 +53,12 @@ def bind(operation: str, **macros: "str | int") -> "Kernels":
 class Kernels:
     r"""Launches the kernels of one source: :obj:`kernel("find_arcs", num_threads, *arguments)`.
 
-    Every launch makes its arguments words, a tensor only the first that takes it: a word costs half
-    a microsecond, and a kernel has up to 24 parameters.
+    A kernel takes up to 24 arguments, so what each costs counts: a tensor's address is asked for
+    anew, which takes less time than to look it up, and numbers go to CuPy as they are.
     """
 
     def __init__(self, compiled: "CompiledSource"):
         self._compiled = compiled
-        self._words: dict[int, tuple[weakref.ref, np.generic]] = {}
 
     def __call__(self, kernel: str, num_threads: int, *arguments: Argument) -> None:
         r"""Runs a kernel.
@@ -67,32 +66,30 @@ class Kernels:
         Args:
             kernel (str): The kernel's name.
             num_threads (int): How many threads are wanted; rounded up to whole blocks.
-            *arguments (Tensor or int or None): What the kernel takes, each made a :func:`word`.
+            *arguments (Tensor or int or None): What the kernel takes, each as a word.
         """
-        if num_threads == 0:
-            return
-        grid = -(-num_threads // THREADS_PER_BLOCK)
-        self._compiled.launch(kernel, grid, tuple(map(self._word_of, arguments)))
+        self._launch(kernel, num_threads, THREADS_PER_BLOCK, arguments)
 
     def strided(self, kernel: str, num_items: int, *arguments: Argument) -> None:
         r"""Runs a kernel whose threads stride over so many items."""
-        self(kernel, min(num_items, MOST_THREADS), *arguments)
+        self._launch(kernel, min(num_items, MOST_THREADS), THREADS_PER_BLOCK, arguments)
 
-    def _word_of(self, value: Argument) -> np.generic:
-        if not isinstance(value, Tensor):
-            return word(value)
-        known = self._words.get(id(value))
-        # Not held alive for its word: when a tensor is gone, another one may get its id.
-        if known is None or known[0]() is not value:
-            known = self._words[id(value)] = weakref.ref(value), word(value)
-        return known[1]
+    def in_one_block(self, kernel: str, num_items: int, *arguments: Argument) -> None:
+        r"""Runs a kernel whose threads, all of one block, stride over so many items."""
+        block_size = min(-(-num_items // WARP_SIZE) * WARP_SIZE, MOST_THREADS_PER_BLOCK)
+        self._launch(kernel, block_size, block_size, arguments)
 
-
-def word(value: Argument) -> np.generic:
-    r"""The eight bytes that a kernel gets: a tensor's address, null for None, or a number."""
-    if isinstance(value, Tensor):
-        return np.uint64(value.data_ptr())
-    return np.int64(0 if value is None else value)
+    def _launch(
+        self, kernel: str, num_threads: int, block_size: int, arguments: tuple[Argument, ...]
+    ) -> None:
+        if num_threads == 0:
+            return
+        # Not isinstance, which costs more and takes a bool for a number.
+        words = [
+            value if type(value) is int else value.data_ptr() if value is not None else 0  # type: ignore[union-attr]
+            for value in arguments
+        ]
+        self._compiled.launch(kernel, -(-num_threads // block_size), tuple(words), block_size)
 
 
 def source(operation: str) -> str:
@@ -140,11 +137,11 @@ class CompiledSource:
         self._operation, self._macros = operation, macros
         self._functions: dict[str, Callable] = {}
 
-    def launch(self, kernel: str, grid: int, words: tuple) -> None:
+    def launch(self, kernel: str, grid: int, words: tuple, block_size: int) -> None:
         if kernel not in self._functions:
             self._refuse_to_load_in_a_capture(kernel)
             self._functions[kernel] = self._module.get_function(kernel)
-        self._functions[kernel]((grid,), (THREADS_PER_BLOCK,), words)
+        self._functions[kernel]((grid,), (block_size,), words)
 
     def _refuse_to_load_in_a_capture(self, kernel: str) -> None:
         # CUDA cannot load code meanwhile: it would spoil the whole graph with an error of its own.

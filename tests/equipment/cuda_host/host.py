@@ -40,13 +40,15 @@ class HostSource:
         self.num_launches = 0
         self._library = library(text, macros, preempt, is_sanitized(), name)
 
-    def launch(self, kernel: str, grid: int, words: tuple) -> None:
+    def launch(
+        self, kernel: str, grid: int, words: tuple, block_size: int = launch.THREADS_PER_BLOCK
+    ) -> None:
         arguments = (ctypes.c_ulonglong * len(words))(*(int(word) % 2**64 for word in words))
         message = self._library.cuda_host_run(
             ctypes.cast(getattr(self._library, kernel), ctypes.c_void_p),
             kernel.encode(),
             ctypes.c_longlong(grid),
-            ctypes.c_longlong(launch.THREADS_PER_BLOCK),
+            ctypes.c_longlong(block_size),
             arguments,
             len(words),
             # Every launch draws orders of its own.
@@ -73,11 +75,10 @@ def cuda_on_host(seed: int = 0, preempt: bool = False) -> Iterator[None]:
 
 
 class Launch(NamedTuple):
-    """One launch: the kernels that it is one of, its name, the number of threads, and its arguments
-    before they are made words.
+    """One launch: the kernel's name, the number of threads, and its arguments before they are made
+    words.
     """
 
-    kernels: Kernels
     kernel: str
     num_threads: int
     arguments: tuple
@@ -87,11 +88,11 @@ class Launch(NamedTuple):
 def recorded_launches() -> Iterator[list[Launch]]:
     """Every launch meanwhile; their tensors live until the last of them is looked at."""
     launched = []
-    run = Kernels.__call__
+    run = Kernels._launch
 
-    def record(kernels, kernel, num_threads, *arguments):
-        launched.append(Launch(kernels, kernel, num_threads, arguments))
-        run(kernels, kernel, num_threads, *arguments)
+    def record(kernels, kernel, num_threads, block_size, arguments):
+        launched.append(Launch(kernel, num_threads, arguments))
+        run(kernels, kernel, num_threads, block_size, arguments)
 
-    with patch.object(Kernels, "__call__", record):
+    with patch.object(Kernels, "_launch", record):
         yield launched

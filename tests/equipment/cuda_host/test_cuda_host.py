@@ -19,10 +19,10 @@ def needs_compiler():
         pass
 
 
-def run(text, *arguments, grid=1, seed=0, preempt=False, macros=()):
+def run(text, *arguments, grid=1, block=BLOCK, seed=0, preempt=False, macros=()):
     """Launches the one kernel of a text, called `kernel`."""
     words = [value.data_ptr() if torch.is_tensor(value) else value for value in arguments]
-    HostSource(text, macros, seed, preempt).launch("kernel", grid, words)
+    HostSource(text, macros, seed, preempt).launch("kernel", grid, words, block)
 
 
 def zeros(size, dtype=torch.int32):
@@ -95,6 +95,25 @@ def test_block_reduction(seed, preempt):
     y = torch.zeros(7)
     run(SUM, x, y, grid=7, seed=seed, preempt=preempt)
     assert torch.equal(y, x.sum(1))
+
+
+@pytest.mark.parametrize("preempt", [False, True])
+@pytest.mark.parametrize("block", [32, 96, 1024])
+def test_a_block_of_any_size(block, preempt):
+    text = """
+    extern "C" __global__ void kernel(int* y) {
+        __shared__ int passed[1024];
+        for (int round = 0; round < 3; ++round) {
+            passed[threadIdx.x] = threadIdx.x + round;
+            __syncthreads();
+            y[blockIdx.x * blockDim.x + threadIdx.x] += passed[blockDim.x - 1 - threadIdx.x];
+            if (!__syncthreads_or(round < 2 && threadIdx.x == blockDim.x - 1)) return;
+        }
+    }"""
+    y = zeros(2 * block)
+    run(text, y, grid=2, block=block, seed=block, preempt=preempt)
+    expected = 3 * torch.arange(block, dtype=torch.int32).flip(0) + 3
+    assert torch.equal(y.view(2, block), expected.expand(2, -1))
 
 
 def test_barriers_that_count():

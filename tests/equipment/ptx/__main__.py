@@ -32,6 +32,8 @@ COLUMNS = {
     "loads": ("global load",),
     "stores": ("global store",),
     "local": ("local load", "local store"),
+    "shared": ("shared load", "shared store"),
+    "barriers": ("barrier",),
     "atomics": ("atomic",),
     "shuffles": ("shuffle",),
     "special": ("special function",),

@@ -49,13 +49,15 @@ class PtxSource:
         # Holds the interpreter's lock: all launches share the lanes of one warp.
         self._library = ctypes.PyDLL(str(compiled(".so", text, FLAGS)))
 
-    def launch(self, kernel: str, grid: int, words: tuple) -> None:
+    def launch(
+        self, kernel: str, grid: int, words: tuple, block_size: int = launch.THREADS_PER_BLOCK
+    ) -> None:
         run = getattr(self._library, f"launch_{kernel}")
         run.restype = ctypes.c_char_p
         executed = self._executed(kernel)
         ctypes.memset(executed, 0, ctypes.sizeof(executed))
         arguments = (ctypes.c_uint64 * len(words))(*(int(word) % 2**64 for word in words))
-        message = run(arguments, ctypes.c_uint32(grid), ctypes.c_uint32(launch.THREADS_PER_BLOCK))
+        message = run(arguments, ctypes.c_uint32(grid), ctypes.c_uint32(block_size))
         if message is not None:
             raise RuntimeError(f"{kernel}: {message.decode()}")
         instructions = self._instructions(kernel, executed)

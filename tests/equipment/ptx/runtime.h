@@ -23,6 +23,9 @@ using f64 = double;
 using pred = bool;
 
 constexpr u32 WARP_SIZE = 32;
+constexpr u32 MOST_THREADS = 1024;
+// What a block has without asking for more.
+constexpr u32 SHARED_SIZE = 48 << 10;
 
 // Registers hold bits. An instruction says what their lowest mean, and what is put into them:
 // signed integers are extended by their sign.
@@ -61,6 +64,9 @@ template <typename T>
 inline void store(u64 address, T value) {
     __builtin_memcpy(reinterpret_cast<void*>(address), &value, sizeof(T));
 }
+// What the blocks share, one after another; an address in it is a place.
+alignas(16) static char shared_memory[SHARED_SIZE];
+inline u64 shared(u64 place) { return reinterpret_cast<u64>(shared_memory + place); }
 // All threads share one thread of the system, so plain statements are atomic.
 template <typename T>
 inline T fetch(T (*operation)(T, T), u64 address, T value) {
@@ -96,6 +102,10 @@ inline T mad(T a, T b, T c) {
 template <typename T>
 inline T div(T a, T b) {
     return b == 0 ? static_cast<T>(-1) : a / b;
+}
+template <typename T>
+inline T rem(T a, T b) {
+    return b == 0 ? a : a % b;
 }
 template <typename T>
 inline T min(T a, T b) {
@@ -215,25 +225,27 @@ struct Thread {
 };
 using Kernel = void (*)(const u64* arguments, Thread thread);
 
-// The lanes of a warp, each with a stack of its own, take turns: one runs until it waits at a
-// shuffle.
+// The threads of a block, each with a stack of its own, take turns: one runs until it waits at a
+// shuffle or a barrier.
 struct Lane {
     ucontext_t context;
     Thread thread;
-    bool is_done;
-    // The shuffle that it waits at: which of the kernel's, and its operands.
-    u32 shuffle, mask, value, source;
+    bool is_done, is_at_barrier;
+    // Where it waits, and the operands of a shuffle.
+    u32 line, mask, value, source;
     u32 received;
 };
-static Lane lanes[WARP_SIZE];
+static Lane lanes[MOST_THREADS];
 static ucontext_t scheduler;
 static u32 running;
 static Kernel kernel_of_lanes;
 static const u64* arguments_of_lanes;
 constexpr u32 STACK_SIZE = 1 << 16;
-alignas(16) static char stacks[WARP_SIZE][STACK_SIZE];
+alignas(16) static char stacks[MOST_THREADS][STACK_SIZE];
 // What is received from a lane that takes no part.
 constexpr u32 GARBAGE = 0xffc0dead;
+// What shared memory holds when a block starts.
+constexpr int GARBAGE_BYTE = 0xcd;
 
 struct Source {
     u32 lane;
@@ -267,15 +279,21 @@ inline Source idx(Thread thread, u32 b, u32 c) {
     return segment.from(source, source <= segment.last);
 }
 
-inline u32 receive(u32 shuffle, u32 mask, u32 value, u32 source) {
+static u32 wait(u32 line, bool is_at_barrier, u32 mask, u32 value, u32 source) {
     Lane& lane = lanes[running];
-    lane.shuffle = shuffle;
+    lane.line = line;
+    lane.is_at_barrier = is_at_barrier;
     lane.mask = mask;
     lane.value = value;
     lane.source = source;
     swapcontext(&lane.context, &scheduler);
     return lane.received;
 }
+inline u32 receive(u32 line, u32 mask, u32 value, u32 source) {
+    return wait(line, false, mask, value, source);
+}
+// For how many threads of the block the predicate holds.
+inline u32 synchronize(u32 line, pred predicate) { return wait(line, true, 0, predicate, 0); }
 
 static void run_lane() {
     Lane& lane = lanes[running];
@@ -302,54 +320,80 @@ static void start(u32 number, Thread thread) {
 
 inline bool takes_part(u32 mask, u32 number) { return mask >> number & 1; }
 
-// Whether all lanes that a lane's mask names wait at the same shuffle with the same mask.
-static bool is_complete(const Lane& lane) {
+inline bool waits_at_shuffle(const Lane& lane) { return !lane.is_done && !lane.is_at_barrier; }
+
+// Whether all lanes of a warp that a lane's mask names wait at the same shuffle with the same mask.
+static bool is_complete(const Lane* warp, const Lane& lane) {
     for (u32 i = 0; i < WARP_SIZE; ++i) {
-        const Lane& other = lanes[i];
         const bool waits_too =
-            !other.is_done && other.shuffle == lane.shuffle && other.mask == lane.mask;
+            waits_at_shuffle(warp[i]) && warp[i].line == lane.line && warp[i].mask == lane.mask;
         if (takes_part(lane.mask, i) && !waits_too) return false;
     }
     return true;
 }
 
 // All receive before the first goes on and sends another value.
-static void exchange(u32 mask) {
-    for (Lane& lane : lanes) {
-        lane.received = takes_part(mask, lane.source) ? lanes[lane.source].value : GARBAGE;
+static void exchange(u32 first, u32 mask) {
+    Lane* warp = lanes + first;
+    for (u32 i = 0; i < WARP_SIZE; ++i) {
+        const u32 source = warp[i].source;
+        warp[i].received = takes_part(mask, source) ? warp[source].value : GARBAGE;
     }
     for (u32 i = 0; i < WARP_SIZE; ++i) {
-        if (takes_part(mask, i)) resume(i);
+        if (takes_part(mask, i)) resume(first + i);
     }
 }
 
-static bool are_done() {
-    for (const Lane& lane : lanes) {
-        if (!lane.is_done) return false;
-    }
-    return true;
-}
-
-// Completes one shuffle; false where none can be.
-static bool advance() {
+// Completes one shuffle of a warp; false where none can be.
+static bool advance_warp(u32 first) {
     for (u32 i = 0; i < WARP_SIZE; ++i) {
-        if (lanes[i].is_done || !takes_part(lanes[i].mask, i) || !is_complete(lanes[i])) continue;
-        exchange(lanes[i].mask);
+        const Lane& lane = lanes[first + i];
+        if (!waits_at_shuffle(lane) || !takes_part(lane.mask, i)) continue;
+        if (!is_complete(lanes + first, lane)) continue;
+        exchange(first, lane.mask);
         return true;
     }
     return false;
 }
 
-// Runs every thread of the grid, warp by warp; tells what went wrong.
-static const char* run_warps(Kernel kernel, const u64* arguments, u32 grid, u32 block) {
+// Lets all threads of a block go on; false where they do not all wait at the same barrier.
+static bool pass_barrier(u32 block) {
+    u32 number = 0;
+    for (u32 i = 0; i < block; ++i) {
+        const Lane& lane = lanes[i];
+        if (lane.is_done || !lane.is_at_barrier || lane.line != lanes[0].line) return false;
+        number += lane.value;
+    }
+    for (u32 i = 0; i < block; ++i) lanes[i].received = number;
+    for (u32 i = 0; i < block; ++i) resume(i);
+    return true;
+}
+
+static bool are_done(u32 block) {
+    for (u32 i = 0; i < block; ++i) {
+        if (!lanes[i].is_done) return false;
+    }
+    return true;
+}
+
+static bool advance(u32 block) {
+    bool has_advanced = false;
+    for (u32 first = 0; first < block; first += WARP_SIZE) {
+        while (advance_warp(first)) has_advanced = true;
+    }
+    return has_advanced || pass_barrier(block);
+}
+
+// Runs every thread of the grid, block by block; tells what went wrong.
+static const char* run_blocks(Kernel kernel, const u64* arguments, u32 grid, u32 block) {
+    if (block > MOST_THREADS || block % WARP_SIZE) return "a block has up to 32 whole warps";
     kernel_of_lanes = kernel;
     arguments_of_lanes = arguments;
-    for (u32 first = 0; first < grid * block; first += WARP_SIZE) {
-        for (u32 i = 0; i < WARP_SIZE; ++i) {
-            start(i, {first % block + i, block, first / block, grid});
-        }
-        while (!are_done()) {
-            if (!advance()) return "the lanes of a warp wait at shuffles for one another";
+    for (u32 number = 0; number < grid; ++number) {
+        __builtin_memset(shared_memory, GARBAGE_BYTE, SHARED_SIZE);
+        for (u32 i = 0; i < block; ++i) start(i, {i, block, number, grid});
+        while (!are_done(block)) {
+            if (!advance(block)) return "threads wait at shuffles or barriers for one another";
         }
     }
     return nullptr;

@@ -17,13 +17,13 @@ def needs_compilers():
         pass
 
 
-def run(parameters: str, body: str, *arguments, grid: int = 1) -> Launch:
+def run(parameters: str, body: str, *arguments, grid: int = 1, block: int = BLOCK) -> Launch:
     """Launches one kernel of given parameters and statements."""
     place = "const int i = blockIdx.x * blockDim.x + threadIdx.x;"
     text = f'extern "C" __global__ void kernel({parameters}) {{ {place} {body} }}'
     words = [value.data_ptr() if torch.is_tensor(value) else value for value in arguments]
     source = PtxSource(text)
-    source.launch("kernel", grid, words)
+    source.launch("kernel", grid, words, block)
     return source.launches[-1]
 
 
@@ -79,12 +79,12 @@ def test_comparisons_with_nan():
 
 def test_integers_are_extended_and_shifted_by_their_sign():
     x = torch.tensor([-5, 7], dtype=torch.int32)
-    y = zeros(6, torch.int64)
+    y = zeros(8, torch.int64)
     values = ("x[0]", "(unsigned)x[0]", "x[0] >> x[1]", "(unsigned)x[0] >> x[1]")
-    values += ("(long long)x[0] * x[1]", "x[0] / 2")
+    values += ("(long long)x[0] * x[1]", "x[0] / 2", "x[0] % x[1]", "x[1] % 4")
     body = "".join(f"y[{place}] = {value};" for place, value in enumerate(values))
     run("const int* x, long long* y", body, x, y)
-    assert y.tolist() == [-5, 2**32 - 5, -1, (2**32 - 5) >> 7, -35, -2]
+    assert y.tolist() == [-5, 2**32 - 5, -1, (2**32 - 5) >> 7, -35, -2, -5, 3]
 
 
 @pytest.mark.parametrize("width", [32, 8])
@@ -133,7 +133,7 @@ def test_shuffles_of_doubles_and_of_some_lanes():
     ],
 )
 def test_lanes_that_wait_for_one_another_are_told(body):
-    with pytest.raises(RuntimeError, match="kernel: the lanes of a warp wait"):
+    with pytest.raises(RuntimeError, match="kernel: threads wait at shuffles or barriers"):
         run("int* x", body, zeros())
 
 
@@ -208,16 +208,98 @@ def test_the_instructions_of_a_loop_are_counted(number):
     assert counted["atomic"] == counted["shuffle"] == 0
 
 
+@pytest.mark.parametrize("block", [32, 96, 1024])
+def test_shared_memory_and_barriers(block):
+    x, y = torch.arange(3 * block, dtype=torch.int32), zeros(3 * block)
+    body = """
+        __shared__ int kept[1024];
+        __shared__ long long twice[1024];
+        const int t = threadIdx.x, size = blockDim.x;
+        kept[t] = x[i];
+        twice[t] = 2 * x[i];
+        __syncthreads();
+        y[i] = kept[size - 1 - t] + (int)(twice[(t + 1) % size] / 2);
+    """
+    counted = run("const int* x, int* y", body, x, y, grid=3, block=block).instructions
+    blocks = x.view(3, block)
+    assert torch.equal(y.view(3, block), blocks.flip(1) + blocks.roll(-1, 1))
+    assert counted["barrier"] == 3 * block
+    assert counted["shared load"] == counted["shared store"] == 6 * block
+
+
+def test_shared_memory_starts_with_garbage():
+    y = torch.zeros(2, dtype=torch.int32)
+    body = "__shared__ int kept[9]; y[blockIdx.x] = kept[5]; __syncthreads(); kept[5] = 1;"
+    run("int* y", body, y, grid=2)
+    assert y[0] == y[1] != 0
+
+
+def test_barriers_that_count():
+    y = zeros(5)
+    body = """
+        const int votes[5] = {__syncthreads_or(i == 9), __syncthreads_or(i < 0),
+            __syncthreads_and(i >= 0), __syncthreads_and(i), __syncthreads_count(i % 4 == 0)};
+        for (int j = 0; j < 5; ++j) atomicAdd(y + j, votes[j]);
+    """
+    run("int* y", body, y)
+    assert y.tolist() == [BLOCK, 0, BLOCK, 0, BLOCK * BLOCK // 4]
+
+
+def test_shuffles_between_barriers_of_a_whole_block():
+    x, y = torch.arange(BLOCK, dtype=torch.int32), zeros()
+    body = """
+        __shared__ int sums[8];
+        int sum = x[i];
+        for (int apart = 16; apart; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
+        if (i % 32 == 0) sums[i / 32] = sum;
+        __syncthreads();
+        sum = sums[i % 8];
+        for (int apart = 4; apart; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
+        y[i] = sum;
+    """
+    run("const int* x, int* y", body, x, y)
+    assert (y == x.sum()).all()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("if (i < 9) __syncthreads(); x[i] = 0;", id="left-out"),
+        pytest.param(
+            "if (i % 2) { __syncthreads(); x[i] = 1; } else { x[i] = 2; __syncthreads(); }",
+            id="another-barrier",
+        ),
+    ],
+)
+def test_threads_that_wait_for_one_another_at_barriers_are_told(body):
+    with pytest.raises(RuntimeError, match="kernel: threads wait at shuffles or barriers"):
+        run("int* x", body, zeros())
+
+
+def test_blocks_of_whole_warps_only():
+    for block in (33, 2048):
+        with pytest.raises(RuntimeError, match="whole warps"):
+            run("int* x", "__syncthreads(); x[0] = 1;", zeros(), block=block)
+
+
 def test_an_unknown_instruction_is_told():
-    with pytest.raises(NotImplementedError, match=r"the PTX instruction bar\.sync"):
-        run("int* x", "__syncthreads(); x[i] = 0;", zeros())
+    with pytest.raises(NotImplementedError, match=r"the PTX instruction trap"):
+        run("int* x", "__trap();", zeros())
     with pytest.raises(NotImplementedError, match=r"the PTX instruction add\.sat\.s32"):
         translate(".visible .entry kernel(\n)\n{\n\tadd.sat.s32 \t%r1, %r2, 3;\n}\n")
 
 
 def test_what_is_no_instruction_is_told():
-    with pytest.raises(NotImplementedError, match="shared"):
-        run("int* x", "__shared__ int y[9]; y[i % 9] = i; x[i] = y[x[i]];", zeros())
+    with pytest.raises(NotImplementedError, match="inline"):
+        translate(".visible .entry kernel(\n)\n{\n\t.inline 3\n}\n")
+
+
+def test_more_shared_memory_than_a_block_has_is_told():
+    body = (
+        "__shared__ int y[12000], z[300]; y[i] = z[i] = i; __syncthreads(); x[i] = y[x[i]] + z[i];"
+    )
+    with pytest.raises(NotImplementedError, match="49200 bytes of shared memory"):
+        run("int* x", body, zeros())
 
 
 def test_an_error_of_the_compiler_is_told():

@@ -12,6 +12,11 @@ ENTRY = re.compile(
 )
 REGISTERS = re.compile(r"\.reg \.(?P<type>\w+)\s+%(?P<name>\w+)(<(?P<number>\d+)>)?;")
 LOCAL_MEMORY = re.compile(r"\.local \.align (?P<align>\d+) \.b8\s+(?P<name>\w+)\[(?P<size>\d+)\];")
+SHARED_MEMORY = re.compile(
+    r"^\s*\.shared \.align (?P<align>\d+) \.b8 (?P<name>\w+)\[(?P<size>\d+)\];", re.MULTILINE
+)
+# What a block has without asking for more, as runtime.h has it.
+SHARED_SIZE = 48 * 1024
 LABEL = re.compile(r"\$(?P<name>\w+):")
 INSTRUCTION = re.compile(r"(?:@(?P<guard>!?%\w+)\s+)?(?P<opcode>[a-z][\w.]*)\s*(?P<operands>.*);")
 # A list in braces, an address in brackets, or a word.
@@ -46,9 +51,24 @@ GROUPS: list[Group] = []
 
 def translate(ptx: str) -> Translation:
     """All entries of a PTX text."""
-    entries = [_Entry(match) for match in ENTRY.finditer(re.sub(r"//.*", "", ptx))]
-    text = "\n".join(["namespace ptx {", *(entry.text() for entry in entries), "}"])
+    ptx = re.sub(r"//.*", "", ptx)
+    places = _places_in_shared_memory(ptx)
+    entries = [_Entry(match) for match in ENTRY.finditer(SHARED_MEMORY.sub("", ptx))]
+    text = "\n".join(["namespace ptx {", *places, *(entry.text() for entry in entries), "}"])
     return Translation(text, {entry.name: entry.blocks for entry in entries})
+
+
+def _places_in_shared_memory(ptx: str) -> list[str]:
+    """The variables of all entries, one after another."""
+    places, end = [], 0
+    for match in SHARED_MEMORY.finditer(ptx):
+        align = int(match["align"])
+        begin = -(-end // align) * align
+        places.append(f"constexpr u64 {match['name']} = {begin};")
+        end = begin + int(match["size"])
+    if end > SHARED_SIZE:
+        raise NotImplementedError(f"{end} bytes of shared memory")
+    return places
 
 
 class _Entry:
@@ -63,8 +83,8 @@ class _Entry:
             self._add(line.strip(), number)
 
     def text(self) -> str:
-        has_shuffles = any(block["shuffle"] for block in self.blocks)
-        run = "run_warps" if has_shuffles else "run_threads"
+        has_waits = any(block["shuffle"] or block["barrier"] for block in self.blocks)
+        run = "run_blocks" if has_waits else "run_threads"
         return "\n".join(
             [
                 f'extern "C" {{ u64 executed_{self.name}[{len(self.blocks)}]; }}',
@@ -162,6 +182,12 @@ def _address(operand: str) -> str:
     return f"{_read(base, 'u64')} + {_read(offset or '0', 's64')}"
 
 
+def _shared_address(operand: str) -> str:
+    """An address of 32 bits, or a variable."""
+    base, _, offset = operand[1:-1].partition("+")
+    return f"shared({_read(base, 'u32')} + {_read(offset or '0', 's64')})"
+
+
 def _group(kind: str, pattern: str) -> Callable:
     """Puts a function into the table, for opcodes of a pattern and what they are counted as."""
 
@@ -181,7 +207,7 @@ BITS = r"(?P<type>[bu](?:16|32|64)|pred)"
 @_group("special function", r"(?P<name>ex2)\.approx(?P<ftz>\.ftz)?\.(?P<type>f32)")
 @_group("integer", rf"(?P<name>add|sub|min|max|neg)\.{INTEGER}")
 @_group("integer", rf"(?P<name>mul|mad)\.lo\.{INTEGER}")
-@_group("integer division", rf"(?P<name>div)\.{INTEGER}")
+@_group("integer division", rf"(?P<name>div|rem)\.{INTEGER}")
 def _computed(form, result, *operands, line):
     values = [_read(operand, form["type"]) for operand in operands]
     return _set(result, _flushed(form, f"{form['name']}({_list(form, values)})"))
@@ -267,23 +293,41 @@ VALUES = r"(?:\.v[24])?\.(?P<type>[bsuf](?P<bits>8|16|32|64))"
 @_group("global load", rf"ld(?:\.volatile)?\.global{VALUES}")
 @_group("local load", rf"ld\.local{VALUES}")
 def _loaded(form, results, source, line):
+    return _loads(form, results, _address(source))
+
+
+def _loads(form: dict, results: str, address: str) -> str:
     size = int(form["bits"]) // 8
     loads = (
         _set(result, f"load<{form['type']}>(address + {size * place})")
         for place, result in enumerate(_listed(results))
     )
-    return f"const u64 address = {_address(source)}; {' '.join(loads)}"
+    return f"const u64 address = {address}; {' '.join(loads)}"
 
 
 @_group("global store", rf"st(?:\.volatile)?\.global{VALUES}")
 @_group("local store", rf"st\.local{VALUES}")
 def _stored(form, target, values, line):
+    return _stores(form, values, _address(target))
+
+
+def _stores(form: dict, values: str, address: str) -> str:
     size = int(form["bits"]) // 8
     stores = (
         f"store(address + {size * place}, {_read(value, form['type'])});"
         for place, value in enumerate(_listed(values))
     )
-    return f"const u64 address = {_address(target)}; {' '.join(stores)}"
+    return f"const u64 address = {address}; {' '.join(stores)}"
+
+
+@_group("shared load", rf"ld(?:\.volatile)?\.shared{VALUES}")
+def _loaded_from_shared(form, results, source, line):
+    return _loads(form, results, _shared_address(source))
+
+
+@_group("shared store", rf"st(?:\.volatile)?\.shared{VALUES}")
+def _stored_to_shared(form, target, values, line):
+    return _stores(form, values, _shared_address(target))
 
 
 FETCH = r"\.global\.(?P<name>add|min|max|and|or|xor|exch)\.(?P<type>[bsuf](?:32|64))"
@@ -322,6 +366,28 @@ def _shuffled(form, results, value, b, c, mask, line):
             _set(result, f"receive({line}, {mask}, {value}, source.lane)"),
         ]
     )
+
+
+# One barrier, number 0, is for all threads of a block.
+@_group("barrier", r"bar(?:rier)?\.sync")
+def _synchronized(form, barrier, line):
+    return f"{_synchronize(barrier, 'false', line)};"
+
+
+VOTES = {"or": "{} > 0", "and": "{} == thread.ntid", "popc": "{}"}
+
+
+@_group("barrier", r"bar(?:rier)?\.red\.(?P<name>or|and)\.pred")
+@_group("barrier", r"bar(?:rier)?\.red\.(?P<name>popc)\.u32")
+def _voted(form, result, barrier, predicate, line):
+    number = _synchronize(barrier, _read(predicate, "pred"), line)
+    return _set(result, VOTES[form["name"]].format(number))
+
+
+def _synchronize(barrier: str, predicate: str, line: int) -> str:
+    if barrier != "0":
+        raise NotImplementedError(f"the barrier {barrier}")
+    return f"synchronize({line}, {predicate})"
 
 
 @_group("branch", r"bra(?:\.uni)?")
