@@ -73,13 +73,14 @@ __device__ inline void read_states(const INPUT* from, int num_states, VALUE* sta
 }
 
 struct InputNodes {
+    static const int NUM_COLUMNS = STATES_AT_ONCE;
+    using Node = InputNode<STATES_AT_ONCE>;
     // Fewer where every node brings the registers of many states.
     static const int AHEAD = STATES_AT_ONCE > 1 ? 2 : 4;
 
     struct Loaded {
         VALUE u, delta, step, grad;
         VALUE B[STATES_AT_ONCE], C[STATES_AT_ONCE];
-        bool is_root;
     };
 
     struct LoadedAgain : Loaded {
@@ -116,21 +117,24 @@ struct InputNodes {
         }
     }
 
-    __device__ Loaded load(int row, int is_root) const {
+    __device__ Columns columns() const {
+        return {channel * operands.num_states + first_state, 1, num_states()};
+    }
+
+    __device__ Loaded load(int row) const {
         const long long at = place(row), at_state = state_place(row);
         Loaded loaded;
         loaded.u = to_value(operands.u[at]);
         loaded.delta = to_value(operands.delta[at]);
         loaded.step = operands.has_own_step ? to_value(operands.step[at]) : loaded.delta;
         loaded.grad = IS_BACKWARD ? to_value(operands.grad[at]) : VALUE(0);
-        loaded.is_root = is_root != 0;
         read_states(operands.B + at_state, num_states(), loaded.B);
         read_states(operands.C + at_state, num_states(), loaded.C);
         return loaded;
     }
 
     __device__ VALUE transition_of(const Loaded& loaded, int state) const {
-        return loaded.is_root ? VALUE(0) : exponential(loaded.step * binary[state]);
+        return exponential(loaded.step * binary[state]);
     }
 
     __device__ VALUE input_of(const Loaded& loaded, int vector, int state) const {
@@ -138,41 +142,38 @@ struct InputNodes {
                            : loaded.grad * loaded.C[state];
     }
 
-    __device__ Node<STATES_AT_ONCE> make(const Loaded& loaded) const {
-        Node<STATES_AT_ONCE> node;
+    __device__ Node make(const Loaded& loaded) const {
+        Node node;
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
-            const VALUE transition = transition_of(loaded, state);
-            node.transition[state] = transition;
+            node.transition[state] = transition_of(loaded, state);
             for (int vector = 0; vector < NUM_VECTORS; ++vector) {
-                const VALUE input = input_of(loaded, vector, state), up = transition * input;
-                node.up.at[vector][state] = up;
-                node.down.at[vector][state] = down_of_input(vector, input, transition, up);
+                node.input.at[vector][state] = input_of(loaded, vector, state);
             }
         }
         return node;
     }
 
-    __device__ void keep(int row, const Loaded& loaded, const Values<STATES_AT_ONCE>& sum) const {
+    __device__ void keep(int row, const Loaded& loaded, const Node& node,
+                         const Values<STATES_AT_ONCE>& sum) const {
+        Values<STATES_AT_ONCE> own = node.input;
+        add(own, sum);
         if (IS_BACKWARD || DIRECTION != UP) {
-            keep_states(row, loaded, sum);
+            keep_states(row, own);
             return;
         }
         VALUE y = 0;
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
-            y += loaded.C[state] * (input_of(loaded, 0, state) + sum.at[0][state]);
+            y += loaded.C[state] * own.at[0][state];
         }
         add_to_output(row, loaded, y);
     }
 
-    __device__ void keep_states(int row, const Loaded& loaded,
-                                const Values<STATES_AT_ONCE>& sum) const {
+    __device__ void keep_states(int row, const Values<STATES_AT_ONCE>& own) const {
         if (is_padding) return;
         const long long at = place(row);
         const int last = NUM_VECTORS - 1;
-        if (runs_up(0)) results.xi[at] = input_of(loaded, 0, 0) + sum.at[0][0];
-        if (IS_BACKWARD && runs_up(last)) {
-            results.gamma[at] = input_of(loaded, 1, 0) + sum.at[last][0];
-        }
+        if (runs_up(0)) results.xi[at] = own.at[0][0];
+        if (IS_BACKWARD && runs_up(last)) results.gamma[at] = own.at[last][0];
     }
 
     __device__ void add_to_output(int row, const Loaded& loaded, VALUE y) const {
@@ -185,50 +186,47 @@ struct InputNodes {
         results.y[at] = y;
     }
 
-    __device__ LoadedAgain load_again(int row, int is_root) const {
+    __device__ LoadedAgain load_again(int row) const {
         LoadedAgain loaded;
-        static_cast<Loaded&>(loaded) = load(row, is_root);
+        static_cast<Loaded&>(loaded) = load(row);
         const bool has_gamma = IS_BACKWARD && runs_up(NUM_VECTORS - 1);
         loaded.xi = runs_up(0) ? results.xi[place(row)] : VALUE(0);
         loaded.gamma = has_gamma ? results.gamma[place(row)] : VALUE(0);
         return loaded;
     }
 
-    __device__ Values<STATES_AT_ONCE> hand_down(int row, const LoadedAgain& loaded,
-                                                const Values<STATES_AT_ONCE>& heard) {
-        Values<STATES_AT_ONCE> result;
+    __device__ void hand_down(int row, const LoadedAgain& loaded, bool is_root,
+                              Values<STATES_AT_ONCE>& heard) {
+        Node node = make(loaded);
+        if (is_root) set(node.transition, 0);
         if (IS_BACKWARD) {
-            hand_down_gradients(row, loaded, heard, result);
-            return result;
+            hand_down_gradients(row, loaded, is_root, node.transition[0], heard);
+            return;
         }
         VALUE y = 0;
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
-            const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, state);
-            const VALUE h = arrived(0, own, transition_of(loaded, state), heard.at[0][state]).sum;
-            result.at[0][state] = h;
+            const VALUE own = runs_up(0) ? loaded.xi : node.input.at[0][state];
+            VALUE& h = heard.at[0][state];
+            h = arrived(0, own, node.transition[state], h).sum;
             y += loaded.C[state] * h;
         }
         add_to_output(row, loaded, y);
-        return result;
     }
 
-    __device__ void hand_down_gradients(int row, const LoadedAgain& loaded,
-                                        const Values<STATES_AT_ONCE>& heard,
-                                        Values<STATES_AT_ONCE>& result) {
+    __device__ void hand_down_gradients(int row, const LoadedAgain& loaded, bool is_root,
+                                        VALUE transition, Values<STATES_AT_ONCE>& heard) {
         const int last = NUM_VECTORS - 1;
-        const VALUE transition = transition_of(loaded, 0);
         const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, 0);
         const VALUE own_grad = runs_up(last) ? loaded.gamma : input_of(loaded, last, 0);
         const Arrived x = arrived(0, own, transition, heard.at[0][0]);
         const Arrived grad = arrived(last, own_grad, transition, heard.at[last][0]);
-        result.at[0][0] = x.sum;
-        result.at[last][0] = grad.sum;
+        heard.at[0][0] = x.sum;
+        heard.at[last][0] = grad.sum;
 
         VALUE grad_transition = 0;
         if (runs_up(last)) grad_transition += own_grad * x.from_outside;
         if (runs_up(0)) grad_transition += own * grad.from_outside;
-        const VALUE grad_exponent =
-            loaded.is_root || is_padding ? VALUE(0) : grad_transition * transition;
+        const VALUE grad_exponent = is_root || is_padding ? VALUE(0) : grad_transition * transition;
         grad_rate += grad_exponent * loaded.step;
         add_to_gradients(row, loaded, grad.sum * loaded.B[0], grad_exponent * rate[0]);
         add_to_groups(row, grad.sum * loaded.delta * loaded.u, x.sum * loaded.grad);
@@ -280,10 +278,10 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
                                         const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
                                         long long num_rows_above) {
-    const Share share = share_of_thread(plan, num_nodes, at_once, num_channels);
+    const Share share = share_of_thread<1, 1>(plan, num_nodes, at_once, num_channels);
     const Operands operands =
         read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
-    InputNodes nodes = {operands, {}, share.column};
+    InputNodes nodes = {operands, {}, share.columns.first};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
     for (long long segment = share.first_segment; segment < share.tier.num_segments;
          segment += at_once) {
@@ -291,10 +289,7 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
         if (row < 0) continue;
         for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
             nodes.start(state);
-            const Node<STATES_AT_ONCE> whole =
-                reduce_segment<STATES_AT_ONCE>(nodes, share.tier, segment);
-            const long long column = share.column * num_states + state;
-            write_reduced(above, row, column, nodes.num_states(), whole);
+            write_reduced(above, row, nodes.columns(), reduce_segment(nodes, share.tier, segment));
         }
     }
 }
@@ -308,9 +303,9 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
                                         VALUE* grad_u, VALUE* grad_delta, VALUE* grad_step,
                                         VALUE* grad_A, VALUE* grad_B, VALUE* grad_C) {
     const long long num_columns = (num_channels + GROUP_SIZE - 1) / GROUP_SIZE * GROUP_SIZE;
-    const Share share = share_of_thread(plan, num_nodes, at_once, num_columns);
-    const bool is_padding = share.column >= num_channels;
-    const long long channel = is_padding ? num_channels - 1 : share.column;
+    const Share share = share_of_thread<1, 1>(plan, num_nodes, at_once, num_columns);
+    const bool is_padding = share.columns.first >= num_channels;
+    const long long channel = is_padding ? num_channels - 1 : share.columns.first;
     const Operands operands =
         read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
     const Results results = {y, xi, gamma, grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C};
@@ -321,12 +316,10 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
         const int row = share.tier.linked_as[segment];
         for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
             nodes.start(state);
-            const long long column = channel * num_states + state;
-            finish_segment<STATES_AT_ONCE>(nodes, share.tier, segment, above, row, column,
-                                           nodes.num_states());
+            finish_segment(nodes, share.tier, segment, above, row, nodes.columns());
             if (IS_BACKWARD && !is_padding) {
                 const long long part = share.first_segment * num_channels * num_states;
-                grad_A[part + column] += nodes.grad_rate;
+                grad_A[part + nodes.columns().first] += nodes.grad_rate;
             }
         }
     }

@@ -10,6 +10,7 @@ from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.equipment.graphs import FOREST_KINDS, make_forest
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
 from tests.equipment.scans import (
+    TOLERANCE,
     assert_same_scan,
     directions,
     options,
@@ -28,6 +29,21 @@ def test_tree_scan(kind, num_nodes, most, few, direction):
     operands = scan_operands(num_nodes, 3)
     with cuda_kernels(most=most, few=few):
         assert_same_scan(tree_scan, tree_scan_reference, operands, 1e-10, **without_plans(along))
+
+
+@pytest.mark.sampled(8)
+@directions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_channels", [1, 2, 5, 8, 9, 17, 31, 33, 64, 65, 97, 160, 161, 333])
+def test_tree_scan_of_any_number_of_channels(num_channels, dtype, direction):
+    """Threads have one to five channels, and the last of them fewer."""
+    along = {"forest": make_forest("several", 75), "direction": direction}
+    operands = scan_operands(75, num_channels, dtype)
+    tolerance = TOLERANCE["tree_scan"][dtype]
+    with cuda_kernels(**SHORT_SEGMENTS):
+        assert_same_scan(
+            tree_scan, tree_scan_reference, operands, tolerance, **without_plans(along)
+        )
 
 
 @pytest.mark.sampled(3)

@@ -8,12 +8,20 @@ from torch import Tensor
 
 from groot_graph.forest import Forest
 from groot_graph.ops.cuda.launch import on_current_stream
-from groot_graph.ops.cuda.scan import SegmentScan
+from groot_graph.ops.cuda.scan import (
+    SegmentScan,
+    most_segments,
+    power_of_two,
+    segments_at_once,
+)
 from groot_graph.ops.dtypes import computing_dtype
 from groot_graph.ops.tree_scan.cuda import tree_scan_backward_cuda, tree_scan_cuda
 
 # Channels whose gradients of B and C a warp adds up.
 LARGEST_GROUP = 32
+# So few threads that the rows that they pass are still in the cache when they pass them again. The
+# same on every GPU, so that sums come out the same.
+MOST_INPUT_THREADS = 2**16
 # States of a channel that a scan in one direction carries in registers.
 MOST_STATES = 8
 
@@ -120,13 +128,15 @@ def selective_tree_scan_backward_cuda(
 def _forward_scan(operands: Operands, forest: Forest, direction: str) -> SegmentScan:
     num_states = operands.num_states
     # In both directions one state after another, because each is kept between the two passes.
-    states_at_once = 1 if direction == "both" else min(_power_of_two(num_states), MOST_STATES)
+    states_at_once = 1 if direction == "both" else min(power_of_two(num_states), MOST_STATES)
     return SegmentScan(
         "selective_tree_scan",
         operands.u,
         forest,
         direction,
         is_backward=False,
+        num_threads_across=operands.num_channels,
+        at_once=_segments_at_once(operands.u, operands.num_channels),
         num_states=num_states,
         STATES_AT_ONCE=states_at_once,
         HAS_CHUNKS=int(_has_chunks(operands.B, operands.C, states_at_once)),
@@ -137,27 +147,29 @@ def _forward_scan(operands: Operands, forest: Forest, direction: str) -> Segment
 def _gradients(operands: Operands, forest: Forest, direction: str) -> Gradients:
     u, A = operands.u, operands.A
     (num_nodes, num_channels), num_states = u.shape, operands.num_states
-    group_size = min(_power_of_two(num_channels), LARGEST_GROUP)
+    group_size = min(power_of_two(num_channels), LARGEST_GROUP)
+    num_groups = -(-num_channels // group_size)
+    num_threads_across = num_groups * group_size
+    # Segments at once have gradients of A of their own, which stay smaller than those of u.
+    at_once = min(_segments_at_once(u, num_threads_across), max(1, num_nodes // num_states))
     scan = SegmentScan(
         "selective_tree_scan",
         u,
         forest,
         direction,
         is_backward=True,
+        num_threads_across=num_threads_across,
+        at_once=at_once,
         num_states=num_states,
-        group_size=group_size,
-        # Segments at once have gradients of A of their own, which stay smaller than those of u.
-        most_at_once=max(1, num_nodes // num_states),
         STATES_AT_ONCE=1,
         HAS_CHUNKS=0,
         GROUP_SIZE=group_size,
     )
-    num_groups = scan.num_threads_across // group_size
     parts = Gradients(
         u=_empty_like(u),
         delta=_empty_like(u),
         step=_empty_like(u),
-        A=A.new_zeros(scan.at_once, num_channels, num_states),
+        A=A.new_zeros(at_once, num_channels, num_states),
         B=A.new_empty(num_groups, num_nodes, num_states),
         C=A.new_empty(num_groups, num_nodes, num_states),
     )
@@ -234,6 +246,10 @@ def _operands(u, delta, A, B, C, D, transition_delta, grad=None) -> Operands:
     return Operands._make([*contiguous, *A.shape])
 
 
+def _segments_at_once(u: Tensor, num_threads_across: int) -> int:
+    return segments_at_once(most_segments(u.size(0)), num_threads_across, MOST_INPUT_THREADS)
+
+
 def _has_chunks(B: Tensor, C: Tensor, states_at_once: int) -> bool:
     r"""Whether the states at once in every row of B and C are whole, aligned runs of 16 bytes."""
     size = states_at_once * B.element_size()
@@ -244,8 +260,3 @@ def _has_chunks(B: Tensor, C: Tensor, states_at_once: int) -> bool:
 def _empty_like(u: Tensor) -> Tensor:
     r"""Room for u in the dtype that is computed in."""
     return torch.empty_like(u, dtype=computing_dtype(u))
-
-
-def _power_of_two(size: int) -> int:
-    r"""The least power of two that is no smaller."""
-    return 1 << max(size - 1, 0).bit_length()

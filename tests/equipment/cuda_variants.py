@@ -1,0 +1,57 @@
+"""The macros that every CUDA source is compiled with: every value of each, if not every
+combination.
+"""
+
+from groot_graph.ops.cuda import launch
+from groot_graph.ops.cuda.plan import MOST_NESTED
+from groot_graph.ops.root_forest.cuda import MACROS
+
+OPERATIONS = sorted(file.stem for file in launch.source_folder().glob("*.cu"))
+
+SCANS = [
+    {
+        "VALUE": value,
+        "INPUT": read,
+        "DIRECTION": direction,
+        "IS_BACKWARD": is_backward,
+        "MOST_NESTED": MOST_NESTED,
+    }
+    for is_backward in (0, 1)
+    for direction, value, read in [
+        ("BOTH", "float", "float"),
+        ("BOTH", "double", "double"),
+        ("UP", "float", "Half"),
+        ("DOWN", "float", "BFloat16"),
+    ]
+]
+
+# The channels of a thread of tree_scan: as for 160, 100 and 1 channels.
+CHANNELS = [
+    {"LANES": 32, "PER_LANE": 5, "HAS_REST": 0},
+    {"LANES": 32, "PER_LANE": 4, "HAS_REST": 1},
+    {"LANES": 1, "PER_LANE": 1, "HAS_REST": 0},
+]
+
+VARIANTS = {
+    "minimum_spanning_forest": [{}],
+    "root_forest": [MACROS],
+    "segments": [{}],
+    "tree_scan": [scan | channels for scan in SCANS for channels in CHANNELS],
+    "selective_tree_scan": [
+        scan
+        | {
+            "STATES_AT_ONCE": 1 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 8,
+            "HAS_CHUNKS": 0 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 1,
+            "GROUP_SIZE": 32 if scan["IS_BACKWARD"] else 1,
+        }
+        for scan in SCANS
+    ],
+}
+
+
+def variants(operation: str) -> list[dict]:
+    return VARIANTS.get(operation, [{}])
+
+
+def named(macros: dict) -> str:
+    return ",".join(f"{name}={value}" for name, value in macros.items()) or "no macros"
