@@ -161,16 +161,17 @@ __device__ inline void add_to_chain(ReducedNode<NUM_COLUMNS>& whole, const Node&
     }
 }
 
-// The rows and flags of the nodes that are loaded before the first of them is used, so that their
-// loads are under way together. Beyond the segment its last node stands in: a branch would part
-// them.
+// The places, rows and flags of the nodes that are loaded before the first of them is used, so that
+// their loads are under way together. Beyond the segment its last node stands in: a branch would
+// part them.
 template <int AHEAD>
 struct Batch {
-    int row[AHEAD], flags[AHEAD];
+    int place[AHEAD], row[AHEAD], flags[AHEAD];
 
-    __device__ void set(const Tier& tier, int ahead, int place) {
-        row[ahead] = tier.row[place];
-        flags[ahead] = tier.flags[place];
+    __device__ void set(const Tier& tier, int ahead, int at) {
+        place[ahead] = at;
+        row[ahead] = tier.row[at];
+        flags[ahead] = tier.flags[at];
     }
 };
 
@@ -214,18 +215,23 @@ __device__ Values<Nodes::NUM_COLUMNS> pass_up(Nodes& nodes, const Tier& tier, in
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
             if (end - 1 - ahead < first) continue;
             const int flags = batch.flags[ahead];
-            if (flags & ENDS_BRANCH) {
-                stack.push(sum, height);
-                set(sum, 0);
-            }
             typename Nodes::Node node = nodes.make(loaded[ahead]);
-            // No edge leads up from a root, whatever stands where its transition would.
-            if (flags & ROOT) set(node.transition, 0);
-            visit(batch.row[ahead], loaded[ahead], node, sum, height == 0);
+            // Most nodes have no flags, so that one question has to do for all.
+            if (flags) {
+                if (flags & ENDS_BRANCH) {
+                    stack.push(sum, height);
+                    set(sum, 0);
+                }
+                // No edge leads up from a root, whatever stands where its transition would.
+                if (flags & ROOT) set(node.transition, 0);
+            }
+            visit(batch.row[ahead], batch.place[ahead], loaded[ahead], node, sum, height == 0);
             hand_up(node, sum);
-            if (flags & BEGINS_BRANCH) add(sum, stack.pop(height));
-            // Before a root comes another tree.
-            if (flags & ROOT) set(sum, 0);
+            if (flags) {
+                if (flags & BEGINS_BRANCH) add(sum, stack.pop(height));
+                // Before a root comes another tree.
+                if (flags & ROOT) set(sum, 0);
+            }
         }
     }
     return sum;
@@ -244,15 +250,18 @@ __device__ void pass_down(Nodes& nodes, const Tier& tier, int segment,
         typename Nodes::LoadedAgain loaded[Nodes::AHEAD];
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
-            loaded[ahead] = nodes.load_again(batch.row[ahead]);
+            loaded[ahead] = nodes.load_again(batch.row[ahead], batch.place[ahead]);
         }
 #pragma unroll
         for (int ahead = 0; ahead < Nodes::AHEAD; ++ahead) {
             if (begin + ahead >= end) continue;
             const int flags = batch.flags[ahead];
-            if (flags & ROOT) set(heard, 0);
-            if (flags & BEGINS_BRANCH) stack.push(heard, height);
-            nodes.hand_down(batch.row[ahead], loaded[ahead], flags & ROOT, heard);
+            if (flags) {
+                if (flags & ROOT) set(heard, 0);
+                if (flags & BEGINS_BRANCH) stack.push(heard, height);
+            }
+            nodes.hand_down(batch.row[ahead], batch.place[ahead], loaded[ahead], flags & ROOT,
+                            heard);
             if (flags & ENDS_BRANCH) heard = stack.pop(height);
         }
     }
@@ -272,7 +281,7 @@ __device__ ReducedNode<Nodes::NUM_COLUMNS> reduce_segment(Nodes& nodes, const Ti
     set(whole.transition, 1);
     whole.up =
         pass_up(nodes, tier, segment, nothing,
-                [&whole](int, const typename Nodes::Loaded&, const typename Nodes::Node& node,
+                [&whole](int, int, const typename Nodes::Loaded&, const typename Nodes::Node& node,
                          const Sums& sum, bool is_on_chain) {
                     if (is_on_chain) add_to_chain(whole, node, sum);
                 });
@@ -351,9 +360,9 @@ __device__ void finish_segment(Nodes& nodes, const Tier& tier, int segment, cons
     if (row >= 0) read_entering(above, row, columns, sum, heard);
     if (IS_BACKWARD || DIRECTION != DOWN) {
         pass_up(nodes, tier, segment, sum,
-                [&nodes](int row, const typename Nodes::Loaded& loaded,
+                [&nodes](int row, int place, const typename Nodes::Loaded& loaded,
                          const typename Nodes::Node& node, const Sums& sum,
-                         bool) { nodes.keep(row, loaded, node, sum); });
+                         bool) { nodes.keep(row, place, loaded, node, sum); });
     }
     if (IS_BACKWARD || DIRECTION != UP) pass_down(nodes, tier, segment, heard);
 }
@@ -380,15 +389,15 @@ struct ReducedNodes {
 
     __device__ const Node& make(const Node& node) const { return node; }
 
-    __device__ void keep(int row, const Node&, const Node&, const Values<1>& sum) const {
+    __device__ void keep(int row, int, const Node&, const Node&, const Values<1>& sum) const {
         for (int vector = 0; vector < NUM_VECTORS; ++vector) {
             if (runs_up(vector)) arrays.up[vector][arrays.place(row, column)] = sum.at[vector][0];
         }
     }
 
-    __device__ Node load_again(int row) const { return load(row); }
+    __device__ Node load_again(int row, int) const { return load(row); }
 
-    __device__ void hand_down(int row, const Node& node, int, Values<1>& heard) const {
+    __device__ void hand_down(int row, int, const Node& node, int, Values<1>& heard) const {
         for (int vector = 0; vector < NUM_VECTORS; ++vector) {
             VALUE& value = heard.at[vector][0];
             if (runs_down(vector)) arrays.down[vector][arrays.place(row, column)] = value;

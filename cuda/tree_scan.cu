@@ -76,7 +76,7 @@ struct InputNodes {
         return node;
     }
 
-    __device__ void keep(int row, const Loaded&, const Node& node,
+    __device__ void keep(int row, int, const Loaded&, const Node& node,
                          const Values<PER_LANE>& sum) const {
         Values<PER_LANE> own = node.input;
         add(own, sum);
@@ -89,7 +89,7 @@ struct InputNodes {
         if (runs_up(NUM_VECTORS - 1)) write(results.grad_x, at, own.at[NUM_VECTORS - 1]);
     }
 
-    __device__ LoadedAgain load_again(int row) const {
+    __device__ LoadedAgain load_again(int row, int) const {
         const long long at = place(row);
         const INPUT* x = IS_BACKWARD ? results.grad_transition : results.h;
         LoadedAgain loaded;
@@ -101,7 +101,7 @@ struct InputNodes {
         return loaded;
     }
 
-    __device__ void hand_down(int row, LoadedAgain& loaded, bool is_root,
+    __device__ void hand_down(int row, int, LoadedAgain& loaded, bool is_root,
                               Values<PER_LANE>& heard) const {
         const long long at = place(row);
         const int last = NUM_VECTORS - 1;

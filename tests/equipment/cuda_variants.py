@@ -32,20 +32,30 @@ CHANNELS = [
     {"LANES": 1, "PER_LANE": 1, "HAS_REST": 0},
 ]
 
+
+def states(scan: dict) -> dict:
+    """The states of a thread of selective_tree_scan: as for 16 states, rows of them aligned."""
+    num_vectors = 1 + scan["IS_BACKWARD"]
+    num_up = num_vectors if scan["DIRECTION"] == "BOTH" else scan["IS_BACKWARD"]
+    size = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}[scan["INPUT"]]
+    num_states = 4 if scan["VALUE"] == "double" else 8
+    return {
+        "STATES_AT_ONCE": num_states,
+        "CHUNK_SIZE": min(16, num_states * size),
+        "HAS_SUMS": 1,
+        "NUM_KEPT": num_up,
+        "GROUP_SIZE": 32 if scan["IS_BACKWARD"] else 1,
+        "HAS_PADDING": scan["IS_BACKWARD"],
+        "HAS_STEP": int(scan["DIRECTION"] != "UP"),
+    }
+
+
 VARIANTS = {
     "minimum_spanning_forest": [{}],
     "root_forest": [MACROS],
     "segments": [{}],
     "tree_scan": [scan | channels for scan in SCANS for channels in CHANNELS],
-    "selective_tree_scan": [
-        scan
-        | {
-            "STATES_AT_ONCE": 1 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 8,
-            "HAS_CHUNKS": 0 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 1,
-            "GROUP_SIZE": 32 if scan["IS_BACKWARD"] else 1,
-        }
-        for scan in SCANS
-    ],
+    "selective_tree_scan": [scan | states(scan) for scan in SCANS],
 }
 
 

@@ -103,6 +103,11 @@ def most_segments(num_nodes: int) -> int:
     return min(num_nodes, 5 * num_nodes // plan.SEGMENT_LENGTH + 1)
 
 
+def longest_segment(num_nodes: int) -> int:
+    r"""A bound on the number of nodes of a segment of the input."""
+    return num_nodes if num_nodes <= plan.LARGEST_UNCUT else 2 * plan.SEGMENT_LENGTH - 1
+
+
 def segments_at_once(num_segments: int, num_threads_across: int, most_threads: int) -> int:
     r"""How many segments are scanned at once: at least one, at most all."""
     return max(1, min(num_segments, most_threads // max(num_threads_across, 1)))
