@@ -46,7 +46,7 @@ __device__ inline bool join_trees(int* link, int first, int second) {
     return joined_root(link, first, second) >= 0;
 }
 
-// Half types are read as bits, so that no header of CUDA is needed.
+// Half types are bits, so that no header of CUDA is needed.
 struct Half {
     unsigned short bits;
 };
@@ -55,20 +55,35 @@ struct BFloat16 {
     unsigned short bits;
 };
 
+#ifdef __CUDACC__
+__device__ inline float half_to_float(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ inline unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif
+
 __device__ inline float to_value(float value) { return value; }
 __device__ inline double to_value(double value) { return value; }
+__device__ inline float to_value(Half value) { return half_to_float(value.bits); }
 
 __device__ inline float to_value(BFloat16 value) {
     return __uint_as_float(static_cast<unsigned int>(value.bits) << 16);
 }
 
-__device__ inline float to_value(Half value) {
-    const unsigned int sign = (value.bits & 0x8000u) << 16;
-    const unsigned int exponent = value.bits >> 10 & 31u, fraction = value.bits & 1023u;
-    // Not a subnormal float scaled up: compiled as CuPy does, the GPU takes those for 0.
-    if (exponent == 0) {
-        return __uint_as_float(sign | __float_as_uint(fraction * 5.9604644775390625e-8f));
-    }
-    const unsigned int float_exponent = exponent == 31 ? 255u : exponent + 112;
-    return __uint_as_float(sign | float_exponent << 23 | fraction << 13);
+__device__ inline void store(float* to, float value) { *to = value; }
+__device__ inline void store(double* to, double value) { *to = value; }
+__device__ inline void store(Half* to, float value) { to->bits = float_to_half(value); }
+
+// To the nearest, and of two to the even one. The oldest GPUs have no instruction for it.
+__device__ inline void store(BFloat16* to, float value) {
+    const unsigned int bits = __float_as_uint(value);
+    const unsigned int rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    to->bits = static_cast<unsigned short>(value == value ? rounded >> 16 : 0x7fffu);
 }

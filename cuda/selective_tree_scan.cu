@@ -4,36 +4,54 @@
 //   x_i = delta_i u_i B_i,   a_i = exp(step_i A),   y_i = C_i h_i + D u_i,
 //
 // where step is transition_delta, or delta where that is not given. The states of all nodes are
-// never in memory together: a thread carries STATES_AT_ONCE of a channel's.
+// never in memory together: a thread passes a segment for STATES_AT_ONCE states of a channel after
+// the others, and keeps what it needs again, the sums of NUM_KEPT recurrences on their way up, only
+// until it goes on to others.
 //
 // Compiled for one VALUE (float or double), one INPUT (VALUE, or a half type where it is float),
-// one DIRECTION, forward or IS_BACKWARD, STATES_AT_ONCE, HAS_CHUNKS, and GROUP_SIZE, the number of
-// neighbouring channels whose gradients of B and C are added up on the spot.
+// one DIRECTION, forward or IS_BACKWARD, STATES_AT_ONCE, CHUNK_SIZE, the bytes of B and C for one
+// access, HAS_SUMS, which says that there are more states, NUM_KEPT, and GROUP_SIZE, the number of
+// neighbouring channels whose gradients of B and C are added up on the spot; HAS_PADDING says that
+// there are fewer in the last group, and HAS_STEP that there is a step beside delta.
 #include "segments.cuh"
+
+// What all states add to: forward y; backward the gradients of delta u, then of step.
+const int NUM_SUMS = IS_BACKWARD ? 2 : 1;
+// The last recurrence, backward that of the gradient.
+const int LAST = NUM_VECTORS - 1;
 
 struct Operands {
     const INPUT* u;
     const INPUT* delta;
-    const INPUT* step;
+    const INPUT* step;  // only where HAS_STEP says so
     const INPUT* B;
     const INPUT* C;
     const INPUT* grad;  // backward only
     const VALUE* A;
     const VALUE* D;  // may be null
     long long num_nodes, num_channels, num_states;
-    bool has_own_step;
 };
 
 struct Results {
-    VALUE* y;      // forward only
-    VALUE* xi;     // one state of every node and channel
-    VALUE* gamma;  // the same, backward only; so are the following
-    VALUE* grad_u;
-    VALUE* grad_delta;
-    VALUE* grad_step;
+    INPUT* y;  // forward only
+    INPUT* grad_u;
+    INPUT* grad_delta;
+    INPUT* grad_step;
     VALUE* grad_A;  // [at_once, num_channels, num_states]
     VALUE* grad_B;  // [groups of channels, num_nodes, num_states]
     VALUE* grad_C;
+};
+
+// The states at once of a node and channel, kept from the pass up for the pass down.
+struct alignas(STATES_AT_ONCE * sizeof(VALUE) < 16 ? STATES_AT_ONCE * sizeof(VALUE) : 16) States {
+    VALUE at[STATES_AT_ONCE];
+};
+
+// Room for what is kept of nodes.
+struct Kept {
+    States* states;  // [rows, NUM_KEPT, num_channels]
+    VALUE* sums;     // [rows, NUM_SUMS, num_channels], what the states so far have added up to
+    int longest;     // how many rows each of the segments at once has, unless every node has one
 };
 
 __device__ inline float exponential(float exponent) { return exp2f(exponent); }
@@ -42,28 +60,55 @@ __device__ inline double exponential(double exponent) { return exp2(exponent); }
 // exp(t) = 2^(t log2 e): the factor goes into A once instead of into every exponent.
 __device__ inline VALUE binary_rate(VALUE rate) { return rate * VALUE(1.4426950408889634074); }
 
-// The sum over a group of neighbouring threads, valid in the first of them.
-__device__ inline VALUE sum_of_group(VALUE value) {
-    const unsigned int all = GROUP_SIZE == 32 ? 0xffffffffu : (1u << GROUP_SIZE % 32) - 1;
-    const unsigned int mask = all << (threadIdx.x % 32 / GROUP_SIZE * GROUP_SIZE);
-    for (int distance = GROUP_SIZE / 2; distance > 0; distance /= 2) {
-        value += __shfl_down_sync(mask, value, distance, GROUP_SIZE);
-    }
-    return value;
-}
+// Adds values up over a group of neighbouring threads. With every exchange a thread gives away
+// half of what it has to add up, so that it is left with the sums of a few: `left_values` of them,
+// from `first_left_value` on, the same in `alike` neighbouring threads.
+template <int NUM_VALUES>
+struct GroupSum {
+    static const int left_values = NUM_VALUES > GROUP_SIZE ? NUM_VALUES / GROUP_SIZE : 1;
+    static const int alike = NUM_VALUES < GROUP_SIZE ? GROUP_SIZE / NUM_VALUES : 1;
 
-// Sixteen bytes of a row of B or C, for one access.
-struct alignas(16) Chunk {
-    static const int SIZE = 16 / sizeof(INPUT);
+    __device__ static int first_left_value() {
+        return threadIdx.x % GROUP_SIZE / alike * left_values;
+    }
+
+    __device__ static void add_up(VALUE (&values)[NUM_VALUES]) {
+        const unsigned int all = GROUP_SIZE == 32 ? 0xffffffffu : (1u << GROUP_SIZE % 32) - 1;
+        exchange<NUM_VALUES, GROUP_SIZE / 2>(values,
+                                             all << (threadIdx.x % 32 / GROUP_SIZE * GROUP_SIZE));
+    }
+
+    // With the thread so far away, of so many values that are left.
+    template <int NUMBER, int DISTANCE>
+    __device__ static void exchange(VALUE (&values)[NUM_VALUES], unsigned int mask) {
+        if constexpr (DISTANCE > 0 && NUMBER == 1) {
+            values[0] += __shfl_xor_sync(mask, values[0], DISTANCE);
+            exchange<1, DISTANCE / 2>(values, mask);
+        } else if constexpr (DISTANCE > 0) {
+            const int half = NUMBER / 2;
+            const bool keeps_upper = threadIdx.x & DISTANCE;
+            for (int i = 0; i < half; ++i) {
+                const VALUE given = keeps_upper ? values[i] : values[half + i];
+                const VALUE kept = keeps_upper ? values[half + i] : values[i];
+                values[i] = kept + __shfl_xor_sync(mask, given, DISTANCE);
+            }
+            exchange<half, DISTANCE / 2>(values, mask);
+        }
+    }
+};
+
+// A part of a row of B or C, for one access.
+struct alignas(CHUNK_SIZE) Chunk {
+    static const int SIZE = CHUNK_SIZE / sizeof(INPUT);
     INPUT at[SIZE];
 };
 
-// The states at once; those beyond `num_states` are 0. HAS_CHUNKS says that rows are made of
-// whole and aligned chunks.
+// The states at once; those beyond `num_states` are 0, and there are none where chunks have
+// several.
 __device__ inline void read_states(const INPUT* from, int num_states, VALUE* states) {
 #pragma unroll
     for (int state = 0; state < STATES_AT_ONCE; ++state) {
-        if (HAS_CHUNKS) {
+        if (Chunk::SIZE > 1) {
             const Chunk chunk = reinterpret_cast<const Chunk*>(from)[state / Chunk::SIZE];
             states[state] = to_value(chunk.at[state % Chunk::SIZE]);
         } else {
@@ -73,31 +118,44 @@ __device__ inline void read_states(const INPUT* from, int num_states, VALUE* sta
 }
 
 struct InputNodes {
+    static const int NUM_COLUMNS = STATES_AT_ONCE;
+    using Node = InputNode<STATES_AT_ONCE>;
+    using Sums = Values<STATES_AT_ONCE>;
     // Fewer where every node brings the registers of many states.
     static const int AHEAD = STATES_AT_ONCE > 1 ? 2 : 4;
 
     struct Loaded {
         VALUE u, delta, step, grad;
         VALUE B[STATES_AT_ONCE], C[STATES_AT_ONCE];
-        bool is_root;
     };
 
+    // With the sums of the pass up, where it is kept.
     struct LoadedAgain : Loaded {
-        VALUE xi, gamma;
+        Sums own;
     };
 
     Operands operands;
     Results results;
+    Kept kept;
+    long long at_once, slot;  // of the segments that are passed at once
     long long channel;
-    long long first_state;
     bool is_padding;  // beyond the last channel, only there to complete a group
+    long long first_state;
+    long long first_kept;  // the row of `kept` that is the first node's of the forest
     VALUE rate[STATES_AT_ONCE], binary[STATES_AT_ONCE];
-    VALUE grad_rate;
+    VALUE grad_rate[STATES_AT_ONCE];
 
-    __device__ long long place(int row) const { return row * operands.num_channels + channel; }
+    __device__ long long at(int row) const { return row * operands.num_channels + channel; }
 
-    __device__ long long state_place(int row) const {
-        return row * operands.num_states + first_state;
+    __device__ long long at_state(int row) const { return row * operands.num_states + first_state; }
+
+    __device__ long long kept_at(int place, int number, int num_kept) const {
+        return ((first_kept + place) * num_kept + number) * operands.num_channels + channel;
+    }
+
+    // `vector` is the number of a recurrence that runs up.
+    __device__ States& kept_states(int place, int vector) const {
+        return kept.states[kept_at(place, runs_up(0) ? vector : 0, NUM_KEPT)];
     }
 
     __device__ int num_states() const {
@@ -105,174 +163,198 @@ struct InputNodes {
         return left < STATES_AT_ONCE ? static_cast<int>(left) : STATES_AT_ONCE;
     }
 
-    __device__ void start(long long state) {
-        first_state = state;
-        grad_rate = 0;
+    __device__ Columns columns() const {
+        return {channel * operands.num_states + first_state, 1, num_states()};
+    }
+
+    __device__ void start_segment(int first_place) {
+        const bool every_node_has_a_row = at_once * kept.longest >= operands.num_nodes;
+        first_kept = every_node_has_a_row ? 0 : slot * kept.longest - first_place;
+    }
+
+    __device__ void start_states(long long first) {
+        first_state = first;
+        set(grad_rate, 0);
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
             const bool exists = state < num_states();
-            rate[state] =
-                exists ? operands.A[channel * operands.num_states + first_state + state] : VALUE(0);
+            rate[state] = exists ? operands.A[columns()[state]] : VALUE(0);
             binary[state] = binary_rate(rate[state]);
         }
     }
 
-    __device__ Loaded load(int row, int is_root) const {
-        const long long at = place(row), at_state = state_place(row);
+    __device__ Loaded load(int row) const {
         Loaded loaded;
-        loaded.u = to_value(operands.u[at]);
-        loaded.delta = to_value(operands.delta[at]);
-        loaded.step = operands.has_own_step ? to_value(operands.step[at]) : loaded.delta;
-        loaded.grad = IS_BACKWARD ? to_value(operands.grad[at]) : VALUE(0);
-        loaded.is_root = is_root != 0;
-        read_states(operands.B + at_state, num_states(), loaded.B);
-        read_states(operands.C + at_state, num_states(), loaded.C);
+        loaded.u = to_value(operands.u[at(row)]);
+        loaded.delta = to_value(operands.delta[at(row)]);
+        loaded.step = HAS_STEP ? to_value(operands.step[at(row)]) : loaded.delta;
+        loaded.grad = IS_BACKWARD ? to_value(operands.grad[at(row)]) : VALUE(0);
+        read_states(operands.B + at_state(row), num_states(), loaded.B);
+        read_states(operands.C + at_state(row), num_states(), loaded.C);
         return loaded;
     }
 
-    __device__ VALUE transition_of(const Loaded& loaded, int state) const {
-        return loaded.is_root ? VALUE(0) : exponential(loaded.step * binary[state]);
-    }
-
-    __device__ VALUE input_of(const Loaded& loaded, int vector, int state) const {
-        return vector == 0 ? loaded.delta * loaded.u * loaded.B[state]
-                           : loaded.grad * loaded.C[state];
-    }
-
-    __device__ Node<STATES_AT_ONCE> make(const Loaded& loaded) const {
-        Node<STATES_AT_ONCE> node;
+    __device__ Node make(const Loaded& loaded) const {
+        Node node;
+        const VALUE scaled = loaded.delta * loaded.u;
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
-            const VALUE transition = transition_of(loaded, state);
-            node.transition[state] = transition;
-            for (int vector = 0; vector < NUM_VECTORS; ++vector) {
-                const VALUE input = input_of(loaded, vector, state), up = transition * input;
-                node.up.at[vector][state] = up;
-                node.down.at[vector][state] = down_of_input(vector, input, transition, up);
-            }
+            node.transition[state] = exponential(loaded.step * binary[state]);
+            node.input.at[0][state] = scaled * loaded.B[state];
+            if (IS_BACKWARD) node.input.at[LAST][state] = loaded.grad * loaded.C[state];
         }
         return node;
     }
 
-    __device__ void keep(int row, const Loaded& loaded, const Values<STATES_AT_ONCE>& sum) const {
+    __device__ void keep(int row, int place, const Loaded& loaded, const Node& node,
+                         const Sums& sum) const {
+        Sums own = node.input;
+        add(own, sum);
         if (IS_BACKWARD || DIRECTION != UP) {
-            keep_states(row, loaded, sum);
-            return;
+            keep_states(place, own);
+        } else {
+            add_to_output(row, place, loaded, own);
         }
-        VALUE y = 0;
-        for (int state = 0; state < STATES_AT_ONCE; ++state) {
-            y += loaded.C[state] * (input_of(loaded, 0, state) + sum.at[0][state]);
-        }
-        add_to_output(row, loaded, y);
     }
 
-    __device__ void keep_states(int row, const Loaded& loaded,
-                                const Values<STATES_AT_ONCE>& sum) const {
+    __device__ void keep_states(int place, const Sums& own) const {
         if (is_padding) return;
-        const long long at = place(row);
-        const int last = NUM_VECTORS - 1;
-        if (runs_up(0)) results.xi[at] = input_of(loaded, 0, 0) + sum.at[0][0];
-        if (IS_BACKWARD && runs_up(last)) {
-            results.gamma[at] = input_of(loaded, 1, 0) + sum.at[last][0];
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            if (!runs_up(vector)) continue;
+            States states;
+            for (int i = 0; i < STATES_AT_ONCE; ++i) states.at[i] = own.at[vector][i];
+            kept_states(place, vector) = states;
         }
     }
 
-    __device__ void add_to_output(int row, const Loaded& loaded, VALUE y) const {
-        const long long at = place(row);
-        if (first_state > 0) {
-            y += results.y[at];
-        } else if (operands.D != nullptr) {
-            y += operands.D[channel] * loaded.u;
-        }
-        results.y[at] = y;
-    }
-
-    __device__ LoadedAgain load_again(int row, int is_root) const {
+    __device__ LoadedAgain load_again(int row, int place) const {
         LoadedAgain loaded;
-        static_cast<Loaded&>(loaded) = load(row, is_root);
-        const bool has_gamma = IS_BACKWARD && runs_up(NUM_VECTORS - 1);
-        loaded.xi = runs_up(0) ? results.xi[place(row)] : VALUE(0);
-        loaded.gamma = has_gamma ? results.gamma[place(row)] : VALUE(0);
+        static_cast<Loaded&>(loaded) = load(row);
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            if (!runs_up(vector)) continue;
+            const States states = kept_states(place, vector);
+            for (int i = 0; i < STATES_AT_ONCE; ++i) loaded.own.at[vector][i] = states.at[i];
+        }
         return loaded;
     }
 
-    __device__ Values<STATES_AT_ONCE> hand_down(int row, const LoadedAgain& loaded,
-                                                const Values<STATES_AT_ONCE>& heard) {
-        Values<STATES_AT_ONCE> result;
+    __device__ void hand_down(int row, int place, LoadedAgain& loaded, bool is_root, Sums& heard) {
+        Node node = make(loaded);
+        if (is_root) set(node.transition, 0);
+        for (int vector = 0; vector < NUM_VECTORS; ++vector) {
+            for (int state = 0; !runs_up(vector) && state < STATES_AT_ONCE; ++state) {
+                loaded.own.at[vector][state] = node.input.at[vector][state];
+            }
+        }
         if (IS_BACKWARD) {
-            hand_down_gradients(row, loaded, heard, result);
-            return result;
+            hand_down_gradients(row, place, loaded, node.transition, is_root, heard);
+        } else {
+            hand_down_states(row, place, loaded, node.transition, heard);
         }
-        VALUE y = 0;
+    }
+
+    __device__ void hand_down_states(int row, int place, const LoadedAgain& loaded,
+                                     const VALUE* transition, Sums& heard) const {
         for (int state = 0; state < STATES_AT_ONCE; ++state) {
-            const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, state);
-            const VALUE h = arrived(0, own, transition_of(loaded, state), heard.at[0][state]).sum;
-            result.at[0][state] = h;
-            y += loaded.C[state] * h;
+            VALUE& h = heard.at[0][state];
+            h = arrived(0, loaded.own.at[0][state], transition[state], h).sum;
         }
-        add_to_output(row, loaded, y);
-        return result;
+        add_to_output(row, place, loaded, heard);
     }
 
-    __device__ void hand_down_gradients(int row, const LoadedAgain& loaded,
-                                        const Values<STATES_AT_ONCE>& heard,
-                                        Values<STATES_AT_ONCE>& result) {
-        const int last = NUM_VECTORS - 1;
-        const VALUE transition = transition_of(loaded, 0);
-        const VALUE own = runs_up(0) ? loaded.xi : input_of(loaded, 0, 0);
-        const VALUE own_grad = runs_up(last) ? loaded.gamma : input_of(loaded, last, 0);
-        const Arrived x = arrived(0, own, transition, heard.at[0][0]);
-        const Arrived grad = arrived(last, own_grad, transition, heard.at[last][0]);
-        result.at[0][0] = x.sum;
-        result.at[last][0] = grad.sum;
+    __device__ void hand_down_gradients(int row, int place, const LoadedAgain& loaded,
+                                        const VALUE* transition, bool is_root, Sums& heard) {
+        VALUE grad_exponent[STATES_AT_ONCE];
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
+            const VALUE own = loaded.own.at[0][state], own_grad = loaded.own.at[LAST][state];
+            VALUE &h = heard.at[0][state], &grad_h = heard.at[LAST][state];
+            const Arrived x = arrived(0, own, transition[state], h);
+            const Arrived grad = arrived(LAST, own_grad, transition[state], grad_h);
+            h = x.sum;
+            grad_h = grad.sum;
+            VALUE grad_transition = 0;
+            if (runs_up(LAST)) grad_transition += own_grad * x.from_outside;
+            if (runs_up(0)) grad_transition += own * grad.from_outside;
+            grad_exponent[state] = grad_transition * transition[state];
+        }
+        if (is_root) set(grad_exponent, 0);
 
-        VALUE grad_transition = 0;
-        if (runs_up(last)) grad_transition += own_grad * x.from_outside;
-        if (runs_up(0)) grad_transition += own * grad.from_outside;
-        const VALUE grad_exponent =
-            loaded.is_root || is_padding ? VALUE(0) : grad_transition * transition;
-        grad_rate += grad_exponent * loaded.step;
-        add_to_gradients(row, loaded, grad.sum * loaded.B[0], grad_exponent * rate[0]);
-        add_to_groups(row, grad.sum * loaded.delta * loaded.u, x.sum * loaded.grad);
+        VALUE through_x = 0, grad_step = 0;
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
+            through_x += heard.at[LAST][state] * loaded.B[state];
+            grad_step += grad_exponent[state] * rate[state];
+            grad_rate[state] += grad_exponent[state] * loaded.step;
+        }
+        add_to_gradients(row, place, loaded, through_x, grad_step);
+        add_to_groups(row, loaded, heard);
     }
 
-    // `through_x` is the gradient of delta * u. Its sum over the states stands in the place of the
-    // gradient of u until the last state.
-    __device__ void add_to_gradients(int row, const Loaded& loaded, VALUE through_x,
+    // Adds what the states so far have added up to. True where these are the last, else the sums
+    // are kept.
+    __device__ bool are_complete(int place, VALUE (&sums)[NUM_SUMS]) const {
+        const bool are_last = first_state + STATES_AT_ONCE >= operands.num_states;
+        for (int i = 0; HAS_SUMS && i < NUM_SUMS; ++i) {
+            VALUE& so_far = kept.sums[kept_at(place, i, NUM_SUMS)];
+            if (first_state > 0) sums[i] += so_far;
+            if (!are_last) so_far = sums[i];
+        }
+        return are_last;
+    }
+
+    __device__ void add_to_output(int row, int place, const Loaded& loaded, const Sums& h) const {
+        VALUE y[NUM_SUMS] = {};
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
+            y[0] += loaded.C[state] * h.at[0][state];
+        }
+        if (!are_complete(place, y)) return;
+        if (operands.D != nullptr) y[0] += operands.D[channel] * loaded.u;
+        store(results.y + at(row), y[0]);
+    }
+
+    // `through_x` is the gradient of delta * u.
+    __device__ void add_to_gradients(int row, int place, const Loaded& loaded, VALUE through_x,
                                      VALUE grad_step) const {
-        if (is_padding) return;
-        const long long at = place(row);
-        if (first_state > 0) {
-            through_x += results.grad_u[at];
-            grad_step += results.grad_step[at];
-        }
-        results.grad_step[at] = grad_step;
-        if (first_state + 1 < operands.num_states) {
-            results.grad_u[at] = through_x;
-            return;
-        }
-        const VALUE through_D =
-            operands.D == nullptr ? VALUE(0) : loaded.grad * operands.D[channel];
-        results.grad_u[at] = through_x * loaded.delta + through_D;
-        results.grad_delta[at] =
-            through_x * loaded.u + (operands.has_own_step ? VALUE(0) : grad_step);
+        VALUE sums[NUM_SUMS] = {};
+        sums[0] = through_x;
+        sums[NUM_SUMS - 1] = grad_step;
+        if (is_padding || !are_complete(place, sums)) return;
+        through_x = sums[0];
+        grad_step = sums[NUM_SUMS - 1];
+        VALUE grad_u = through_x * loaded.delta, grad_delta = through_x * loaded.u;
+        if (operands.D != nullptr) grad_u += loaded.grad * operands.D[channel];
+        if (!HAS_STEP) grad_delta += grad_step;
+        store(results.grad_u + at(row), grad_u);
+        store(results.grad_delta + at(row), grad_delta);
+        store(results.grad_step + at(row), grad_step);
     }
 
-    __device__ void add_to_groups(int row, VALUE grad_B, VALUE grad_C) const {
-        grad_B = sum_of_group(is_padding ? VALUE(0) : grad_B);
-        grad_C = sum_of_group(is_padding ? VALUE(0) : grad_C);
-        if (threadIdx.x % GROUP_SIZE != 0) return;
-        const long long group = channel / GROUP_SIZE;
-        const long long at = (group * operands.num_nodes + row) * operands.num_states + first_state;
-        results.grad_B[at] = grad_B;
-        results.grad_C[at] = grad_C;
+    // Of the states' gradients of B, then of C.
+    __device__ void add_to_groups(int row, const Loaded& loaded, const Sums& heard) const {
+        using Group = GroupSum<2 * STATES_AT_ONCE>;
+        VALUE grads[2 * STATES_AT_ONCE];
+        const VALUE scaled = loaded.delta * loaded.u;
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
+            grads[state] = heard.at[LAST][state] * scaled;
+            grads[STATES_AT_ONCE + state] = heard.at[0][state] * loaded.grad;
+        }
+        if (is_padding) set(grads, 0);
+        Group::add_up(grads);
+        if (threadIdx.x % Group::alike != 0) return;
+        const long long group = channel / GROUP_SIZE * operands.num_nodes * operands.num_states;
+        for (int i = 0; i < Group::left_values; ++i) {
+            const int number = Group::first_left_value() + i, state = number % STATES_AT_ONCE;
+            VALUE* const to = number < STATES_AT_ONCE ? results.grad_B : results.grad_C;
+            if (state < num_states()) to[group + at_state(row) + state] = grads[i];
+        }
+    }
+
+    __device__ void add_to_rates() const {
+        if (is_padding) return;
+        const long long part = slot * operands.num_channels * operands.num_states;
+        for (int state = 0; state < STATES_AT_ONCE; ++state) {
+            if (state >= num_states()) continue;
+            results.grad_A[part + columns()[state]] += grad_rate[state];
+        }
     }
 };
-
-__device__ inline Operands read_operands(const INPUT* u, const INPUT* delta, const INPUT* step,
-                                         const INPUT* B, const INPUT* C, const INPUT* grad,
-                                         const VALUE* A, const VALUE* D, long long num_nodes,
-                                         long long num_channels, long long num_states) {
-    return {u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states, step != nullptr};
-}
 
 extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, long long at_once,
                                         const INPUT* u, const INPUT* delta, const INPUT* step,
@@ -280,21 +362,18 @@ extern "C" __global__ void reduce_input(const int* plan, long long num_nodes, lo
                                         const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
                                         long long num_rows_above) {
-    const Share share = share_of_thread(plan, num_nodes, at_once, num_channels);
-    const Operands operands =
-        read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
-    InputNodes nodes = {operands, {}, share.column};
+    const Share share = share_of_thread<1, 1>(plan, num_nodes, at_once, num_channels);
+    const Operands operands = {u, delta,     step,         B,         C, grad, A,
+                               D, num_nodes, num_channels, num_states};
+    InputNodes nodes = {operands, {}, {}, at_once, share.first_segment, share.columns.first};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
     for (long long segment = share.first_segment; segment < share.tier.num_segments;
          segment += at_once) {
         const int row = share.tier.linked_as[segment];
         if (row < 0) continue;
         for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
-            nodes.start(state);
-            const Node<STATES_AT_ONCE> whole =
-                reduce_segment<STATES_AT_ONCE>(nodes, share.tier, segment);
-            const long long column = share.column * num_states + state;
-            write_reduced(above, row, column, nodes.num_states(), whole);
+            nodes.start_states(state);
+            write_reduced(above, row, nodes.columns(), reduce_segment(nodes, share.tier, segment));
         }
     }
 }
@@ -304,30 +383,33 @@ extern "C" __global__ void finish_input(const int* plan, long long num_nodes, lo
                                         const INPUT* B, const INPUT* C, const INPUT* grad,
                                         const VALUE* A, const VALUE* D, long long num_channels,
                                         long long num_states, VALUE* memory_above,
-                                        long long num_rows_above, VALUE* y, VALUE* xi, VALUE* gamma,
-                                        VALUE* grad_u, VALUE* grad_delta, VALUE* grad_step,
-                                        VALUE* grad_A, VALUE* grad_B, VALUE* grad_C) {
-    const long long num_columns = (num_channels + GROUP_SIZE - 1) / GROUP_SIZE * GROUP_SIZE;
-    const Share share = share_of_thread(plan, num_nodes, at_once, num_columns);
-    const bool is_padding = share.column >= num_channels;
-    const long long channel = is_padding ? num_channels - 1 : share.column;
-    const Operands operands =
-        read_operands(u, delta, step, B, C, grad, A, D, num_nodes, num_channels, num_states);
-    const Results results = {y, xi, gamma, grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C};
-    InputNodes nodes = {operands, results, channel, 0, is_padding};
+                                        long long num_rows_above, States* kept, VALUE* kept_sums,
+                                        long long longest, INPUT* y, INPUT* grad_u,
+                                        INPUT* grad_delta, INPUT* grad_step, VALUE* grad_A,
+                                        VALUE* grad_B, VALUE* grad_C) {
+    const long long num_threads_across = (num_channels + GROUP_SIZE - 1) / GROUP_SIZE * GROUP_SIZE;
+    const Share share = share_of_thread<1, 1>(plan, num_nodes, at_once, num_threads_across);
+    const bool is_padding = HAS_PADDING && share.columns.first >= num_channels;
+    const long long channel = is_padding ? num_channels - 1 : share.columns.first;
+    const Operands operands = {u, delta,     step,         B,         C, grad, A,
+                               D, num_nodes, num_channels, num_states};
+    const Results results = {y, grad_u, grad_delta, grad_step, grad_A, grad_B, grad_C};
+    InputNodes nodes = {operands,
+                        results,
+                        {kept, kept_sums, static_cast<int>(longest)},
+                        at_once,
+                        share.first_segment,
+                        channel,
+                        is_padding};
     const Reduced above = reduced_arrays(memory_above, num_rows_above, num_channels * num_states);
     for (long long segment = share.first_segment; segment < share.tier.num_segments;
          segment += at_once) {
         const int row = share.tier.linked_as[segment];
+        nodes.start_segment(share.tier.start[segment]);
         for (long long state = 0; state < num_states; state += STATES_AT_ONCE) {
-            nodes.start(state);
-            const long long column = channel * num_states + state;
-            finish_segment<STATES_AT_ONCE>(nodes, share.tier, segment, above, row, column,
-                                           nodes.num_states());
-            if (IS_BACKWARD && !is_padding) {
-                const long long part = share.first_segment * num_channels * num_states;
-                grad_A[part + column] += nodes.grad_rate;
-            }
+            nodes.start_states(state);
+            finish_segment(nodes, share.tier, segment, above, row, nodes.columns());
+            if (IS_BACKWARD) nodes.add_to_rates();
         }
     }
 }

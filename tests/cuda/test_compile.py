@@ -1,13 +1,11 @@
 import re
-from functools import cache
 
 import pytest
 
-from groot_graph.ops.cuda import launch, plan
-from groot_graph.ops.minimum_spanning_forest import cuda as minimum_spanning_forest
-from groot_graph.ops.root_forest import cuda as root_forest
-
-nvrtc = pytest.importorskip("cupy", reason="NVRTC comes with CuPy").cuda.nvrtc
+from groot_graph.ops.cuda import launch
+from tests.equipment.cuda_variants import OPERATIONS, named, variants
+from tests.equipment.ptx.compile import machine_code, nvrtc
+from tests.equipment.ptx.registers import main, registers_in
 
 # The oldest can do the least; what it takes, the newer ones seldom refuse.
 CAPABILITIES = [
@@ -15,68 +13,14 @@ CAPABILITIES = [
     *(pytest.param(newer, marks=pytest.mark.full) for newer in (80, 86, 89, 90, 100, 120)),
 ]
 
-SCANS = [
-    {
-        "VALUE": value,
-        "INPUT": read,
-        "DIRECTION": direction,
-        "IS_BACKWARD": is_backward,
-        "MOST_NESTED": plan.MOST_NESTED,
-    }
-    for is_backward in (0, 1)
-    for direction, value, read in [
-        ("BOTH", "float", "float"),
-        ("BOTH", "double", "double"),
-        ("UP", "float", "Half"),
-        ("DOWN", "float", "BFloat16"),
+
+def in_every_variant(test):
+    cases = [
+        pytest.param(operation, macros, id=f"{operation}-{named(macros)}")
+        for operation in OPERATIONS
+        for macros in variants(operation)
     ]
-]
-
-# The macros that a file is compiled with: every value of each, if not every combination.
-CONFIGURATIONS = {
-    "minimum_spanning_forest": [minimum_spanning_forest.MACROS],
-    "root_forest": [root_forest.MACROS],
-    "segments": [plan.MACROS],
-    "tree_scan": SCANS,
-    "selective_tree_scan": [
-        scan
-        | {
-            "STATES_AT_ONCE": 1 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 8,
-            "HAS_CHUNKS": 0 if scan["IS_BACKWARD"] or scan["DIRECTION"] == "BOTH" else 1,
-            "GROUP_SIZE": 32 if scan["IS_BACKWARD"] else 1,
-        }
-        for scan in SCANS
-    ],
-}
-
-OPERATIONS = sorted(file.stem for file in launch.source_folder().glob("*.cu"))
-
-
-def named(macros):
-    return ",".join(f"{name}={value}" for name, value in macros.items()) or "no macros"
-
-
-@cache
-def supported_capabilities():
-    try:
-        return nvrtc.getSupportedArchs()
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"NVRTC's library is missing: {error}")
-
-
-def compile_cuda(source, capability, macros, name="kernel.cu"):
-    """The machine code for one compute capability; the compiler's warnings count as errors."""
-    program = nvrtc.createProgram(source, name, (), ())
-    options = launch.options(tuple(sorted(macros.items())))
-    try:
-        nvrtc.compileProgram(program, (f"-arch=sm_{capability}", *options))
-        log = nvrtc.getProgramLog(program).strip("\0\n ")
-        assert not log, log
-        return nvrtc.getCUBIN(program)
-    except nvrtc.NVRTCError:
-        pytest.fail(nvrtc.getProgramLog(program), pytrace=False)
-    finally:
-        nvrtc.destroyProgram(program)
+    return pytest.mark.parametrize("operation, macros", cases)(test)
 
 
 def kernel_names(source):
@@ -85,30 +29,56 @@ def kernel_names(source):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(
-    ("operation", "macros"),
-    [
-        pytest.param(operation, macros, id=f"{operation}-{named(macros)}")
-        for operation in OPERATIONS
-        for macros in CONFIGURATIONS.get(operation, [{}])
-    ],
-)
-def test_compiles_without_a_warning(operation, macros, capability):
-    if capability not in supported_capabilities():
+@in_every_variant
+def test_compiles_without_a_warning_and_finds_registers_for_all(operation, macros, capability):
+    if capability not in nvrtc().getSupportedArchs():
         pytest.skip(f"this NVRTC does not know compute capability {capability}")
     source = launch.source(operation)
-    binary = compile_cuda(source, capability, macros, f"{operation}.cu")
+    binary, log = machine_code(source, capability, macros, f"{operation}.cu", ("-v",))
+    assert not warnings_in(log)
     names = kernel_names(source)
     assert names or "__global__" not in source
     for name in names:
         assert f".text.{name}\0".encode() in binary
+    registers = registers_in(log)
+    assert sorted(kernel.kernel for kernel in registers) == sorted(names)
+    for kernel in registers:
+        assert kernel.spilled == 0, kernel
 
 
-def test_a_warning_and_an_error_are_failures():
-    supported_capabilities()
+def warnings_in(log: str) -> list[str]:
+    """All but what `ptxas -v` reports."""
+    reports = r"ptxas info|ptxas +\.|$"
+    return [line for line in log.splitlines() if not re.match(reports, line.strip())]
+
+
+def test_a_warning_and_an_error_are_told():
     unused = 'extern "C" __global__ void kernel(int* x) { int unused; }'
-    with pytest.raises(AssertionError, match="never referenced"):
-        compile_cuda(unused, 80, {})
-    with pytest.raises(pytest.fail.Exception, match="NAME"):
-        compile_cuda('extern "C" __global__ void kernel(int* x) { *x = NAME; }', 80, {})
-    compile_cuda('extern "C" __global__ void kernel(int* x) { *x = NAME; }', 80, {"NAME": 1})
+    _, log = machine_code(unused, 80, {}, "kernel.cu", ("-v",))
+    assert any("never referenced" in line for line in warnings_in(log))
+    named_value = 'extern "C" __global__ void kernel(int* x) { *x = NAME; }'
+    with pytest.raises(RuntimeError, match="NAME"):
+        machine_code(named_value, 80, {}, "kernel.cu")
+    machine_code(named_value, 80, {"NAME": 1}, "kernel.cu")
+
+
+def test_what_finds_no_register_is_told():
+    """More sums than such large blocks have registers for."""
+    each = "\n#pragma unroll\nfor (int i = 0; i < 90; ++i)"
+    body = f"float y[90]; {each} y[i] = x[i * 7];"
+    body += f"for (int j = 0; j < n; ++j) {{ {each} y[i] = y[i] * y[i] + j; }} {each} x[i] = y[i];"
+    bounds = "__launch_bounds__(1024, 2)"
+    text = f'extern "C" __global__ void {bounds} kernel(float* x, int n) {{ {body} }}'
+    _, log = machine_code(text, 80, {}, "kernel.cu", ("-v",))
+    (kernel,) = registers_in(log)
+    assert kernel.number <= 32
+    assert kernel.spilled > 0
+
+
+def test_registers_of_every_kernel_are_printed(capsys):
+    main(["--operation", "segments", "--capability", "80"])
+    lines = capsys.readouterr().out.splitlines()
+    (macros,) = variants("segments")
+    assert lines[1] == f"segments: {named(macros)}"
+    names = kernel_names(launch.source("segments"))
+    assert sorted(line.split()[0] for line in lines[2:]) == sorted(names)

@@ -1,9 +1,12 @@
 """The selective scan never holds the states of all nodes at once."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from groot_graph import root_forest, selective_tree_scan
+from groot_graph.ops.selective_tree_scan import cuda
 from tests.equipment.on_host import cuda_kernels, seen_by, without_plan
 from tests.equipment.scans import EPS, directions, selective_operands, with_gradients
 
@@ -27,7 +30,9 @@ def test_no_tensor_of_all_states(eps, direction):
     operands = selective_operands(num_nodes, num_channels, num_states, torch.float32)
     forest = root_forest(torch.stack([torch.arange(2999), torch.arange(1, 3000)]))
     largest = LargestTensor()
-    with cuda_kernels(), seen_by(largest):
+    # Of the nodes as few segments at once as of the millions that a GPU has.
+    few_threads = patch.object(cuda, "MOST_KEEPING_THREADS", 32)
+    with cuda_kernels(), seen_by(largest), few_threads:
         weight = torch.randn(num_nodes, num_channels)
         settings = {"direction": direction, "state_norm_eps": eps}
         with_gradients(

@@ -117,6 +117,18 @@ def test_tree_scan(direction, dtype):
 
 @pytest.mark.full
 @in_every_dtype
+def test_tree_scan_across_whole_warps(direction, dtype):
+    """Threads have several channels, some of them fewer."""
+    scans = tree_scan_reference, tree_scan
+    tolerance = TOLERANCE["tree_scan"][dtype]
+    for kind, num_nodes in SHAPES:
+        for num_channels in (70, 160):
+            operands = scan_operands(num_nodes, num_channels, dtype)
+            assert_scans_as(*scans, kind, num_nodes, operands, tolerance, direction)
+
+
+@pytest.mark.full
+@in_every_dtype
 def test_selective_tree_scan(direction, dtype):
     compare_selective_scans(9, 3, direction, dtype)
 

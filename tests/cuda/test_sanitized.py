@@ -27,12 +27,18 @@ def test_selective_tree_scan():
     run_sanitized("""
 import torch
 from groot_graph import selective_tree_scan
+from groot_graph.ops.selective_tree_scan import cuda
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
 from tests.equipment.graphs import FOREST_KINDS, make_forest
 from tests.equipment.scans import selective_operands
 for kind in FOREST_KINDS:
-    for *shape, length in ((63, 5, 3, SHORT_SEGMENTS), (600, 3, 1, {})):
+    for *shape, most_threads, length in (
+        (63, 5, 3, 2**15, SHORT_SEGMENTS),
+        (63, 5, 17, 20, SHORT_SEGMENTS),
+        (600, 3, 1, 2**15, {}),
+    ):
         num_nodes = shape[0]
+        cuda.MOST_KEEPING_THREADS = most_threads
         forest = make_forest(kind, num_nodes)
         for direction in ("both", "up", "down"):
             with cuda_kernels(num_nodes, **length):

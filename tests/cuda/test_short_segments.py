@@ -1,15 +1,19 @@
 """Trees of a few nodes cut into many segments, which take as many tiers as large ones do."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
 from groot_graph import root_forest, selective_tree_scan, tree_scan
+from groot_graph.ops.selective_tree_scan import cuda
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
 from tests.equipment.graphs import FOREST_KINDS, make_forest
 from tests.equipment.on_host import SHORT_SEGMENTS, cuda_kernels, without_plan
 from tests.equipment.scans import (
+    TOLERANCE,
     assert_same_scan,
     directions,
     options,
@@ -30,6 +34,21 @@ def test_tree_scan(kind, num_nodes, most, few, direction):
         assert_same_scan(tree_scan, tree_scan_reference, operands, 1e-10, **without_plans(along))
 
 
+@pytest.mark.sampled(8)
+@directions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_channels", [1, 2, 5, 8, 9, 17, 31, 33, 64, 65, 97, 160, 161, 333])
+def test_tree_scan_of_any_number_of_channels(num_channels, dtype, direction):
+    """Threads have one to five channels, and the last of them fewer."""
+    along = {"forest": make_forest("several", 75), "direction": direction}
+    operands = scan_operands(75, num_channels, dtype)
+    tolerance = TOLERANCE["tree_scan"][dtype]
+    with cuda_kernels(**SHORT_SEGMENTS):
+        assert_same_scan(
+            tree_scan, tree_scan_reference, operands, tolerance, **without_plans(along)
+        )
+
+
 @pytest.mark.sampled(3)
 @directions
 @pytest.mark.parametrize("num_channels, num_states", [(3, 11), (9, 2)])
@@ -40,6 +59,21 @@ def test_selective_tree_scan(kind, num_channels, num_states, direction):
     scans = selective_tree_scan, selective_tree_scan_reference
     with cuda_kernels(**SHORT_SEGMENTS):
         assert_same_scan(*scans, operands, 1e-10, **without_plans(along))
+
+
+@pytest.mark.sampled(6)
+@directions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_channels, num_states", [(9, 1), (9, 4), (3, 8), (35, 16), (2, 19)])
+def test_selective_tree_scan_of_a_few_segments_at_once(num_channels, num_states, dtype, direction):
+    """What is kept of a segment makes room for the next; sums of several groups of states."""
+    along = {"forest": make_forest("random", 100), "direction": direction}
+    operands = selective_operands(100, num_channels, num_states, dtype)
+    scans = selective_tree_scan, selective_tree_scan_reference
+    tolerance = TOLERANCE["selective_tree_scan"][dtype]
+    most_threads = {"MOST_INPUT_THREADS": 70, "MOST_KEEPING_THREADS": 70}
+    with cuda_kernels(**SHORT_SEGMENTS), patch.multiple(cuda, **most_threads):
+        assert_same_scan(*scans, operands, tolerance, **without_plans(along))
 
 
 def without_plans(along: dict) -> dict:

@@ -24,10 +24,11 @@ def peak_beyond(run) -> int:
 # In shares of [N, D, S], with S = 16 and D = 768:
 # - the tiers above the input, 3 / 64 and less of its rows: 3 arrays forward, 0.15, and 5 backward,
 #   0.25, in direction "both", else 2 and 3;
-# - forward in direction "both": one array of [N, D], 0.06;
-# - backward: two more of [N, D] and one for the product that D's gradient sums, 0.19, the parts of
-#   the gradients of B and C from groups of 32 channels, 2 / 32 = 0.06, and those of A from 2^16 / D
-#   parts, 85 / N. Where transition_delta is not given, its gradient is made all the same, 0.06.
+# - in direction "both" what 2^15 / D segments of up to 127 nodes keep, 0.16 N: forward 9 numbers of
+#   a node and channel, 0.09, and backward 18, 0.18;
+# - backward: the parts of the gradients of B and C from groups of 32 channels, 2 / 32 = 0.06, and
+#   those of A from as many parts as segments at once, 42 / N. Where
+#   transition_delta is not given, its gradient is made all the same, 0.06.
 @pytest.mark.parametrize("has_own_step", [True, False])
 @directions
 def test_selective_tree_scan(direction, has_own_step, device):

@@ -8,14 +8,24 @@ from torch import Tensor
 
 from groot_graph.forest import Forest
 from groot_graph.ops.cuda.launch import on_current_stream
-from groot_graph.ops.cuda.scan import SegmentScan
+from groot_graph.ops.cuda.scan import (
+    SegmentScan,
+    longest_segment,
+    most_segments,
+    power_of_two,
+    segments_at_once,
+)
 from groot_graph.ops.dtypes import computing_dtype
 from groot_graph.ops.tree_scan.cuda import tree_scan_backward_cuda, tree_scan_cuda
 
 # Channels whose gradients of B and C a warp adds up.
 LARGEST_GROUP = 32
-# States of a channel that a scan in one direction carries in registers.
-MOST_STATES = 8
+# Bytes of the states of a channel that a thread carries in registers, for each recurrence.
+MOST_STATE_BYTES = 32
+# So few threads that the rows that they pass are still in the cache when they pass them again; and
+# fewer where they keep the states of all nodes of a segment, so that these are few of all. The same
+# on every GPU, so that sums come out the same.
+MOST_INPUT_THREADS, MOST_KEEPING_THREADS = 2**16, 2**15
 
 
 class Operands(NamedTuple):
@@ -45,13 +55,14 @@ class Gradients(NamedTuple):
 
 
 class Results(NamedTuple):
-    r"""What the kernels write, in the sequence in which they take it: `y` forward, gradients
-    backward. `xi` and `gamma` hold one state of every node and channel.
+    r"""What the kernels keep and write, in the sequence in which they take it: `y` forward,
+    gradients backward.
     """
 
+    kept: Tensor | None
+    kept_sums: Tensor | None
+    longest: int
     y: Tensor | None = None
-    xi: Tensor | None = None
-    gamma: Tensor | None = None
     grad_u: Tensor | None = None
     grad_delta: Tensor | None = None
     grad_step: Tensor | None = None
@@ -78,13 +89,12 @@ def selective_tree_scan_cuda(
             u, delta, A, B, C, forest, D, direction, transition_delta, state_norm_eps
         )
     operands = _operands(u, delta, A, B, C, D, transition_delta)
-    y = _empty_like(operands.u)
     if A.size(1) == 0:
-        return (y.zero_() if D is None else u * D).to(u.dtype)
-    # Both directions leave one state of every node behind, in another array of u's shape.
-    xi = torch.empty_like(y) if direction == "both" else None
-    _forward_scan(operands, forest, direction).run(operands, Results(y=y, xi=xi))
-    return y.to(u.dtype)
+        return torch.zeros_like(u) if D is None else (u * D).to(u.dtype)
+    y = torch.empty_like(operands.u)
+    scan, kept = _segment_scan(operands, forest, direction, is_backward=False)
+    scan.run(operands, Results(*kept, y))
+    return y
 
 
 @on_current_stream
@@ -117,53 +127,69 @@ def selective_tree_scan_backward_cuda(
     return grad_u, grad_delta, grads.A, grad_B, grad_C, grad_D, grad_step
 
 
-def _forward_scan(operands: Operands, forest: Forest, direction: str) -> SegmentScan:
-    num_states = operands.num_states
-    # In both directions one state after another, because each is kept between the two passes.
-    states_at_once = 1 if direction == "both" else min(_power_of_two(num_states), MOST_STATES)
-    return SegmentScan(
-        "selective_tree_scan",
-        operands.u,
-        forest,
-        direction,
-        is_backward=False,
-        num_states=num_states,
-        STATES_AT_ONCE=states_at_once,
-        HAS_CHUNKS=int(_has_chunks(operands.B, operands.C, states_at_once)),
-        GROUP_SIZE=1,
-    )
-
-
-def _gradients(operands: Operands, forest: Forest, direction: str) -> Gradients:
-    u, A = operands.u, operands.A
-    (num_nodes, num_channels), num_states = u.shape, operands.num_states
-    group_size = min(_power_of_two(num_channels), LARGEST_GROUP)
+def _segment_scan(
+    operands: Operands, forest: Forest, direction: str, is_backward: bool
+) -> tuple[SegmentScan, tuple[Tensor | None, Tensor | None, int]]:
+    r"""The scan, and the room for what it keeps."""
+    u, num_channels, num_states = operands.u, operands.num_channels, operands.num_states
+    num_kept = _num_kept(direction, is_backward)
+    dtype = computing_dtype(u)
+    states_at_once = min(power_of_two(num_states), MOST_STATE_BYTES // dtype.itemsize)
+    num_sums = (2 if is_backward else 1) if num_states > states_at_once else 0
+    group_size = min(power_of_two(num_channels), LARGEST_GROUP) if is_backward else 1
+    num_threads_across = -(-num_channels // group_size) * group_size
+    most_threads = MOST_KEEPING_THREADS if num_kept else MOST_INPUT_THREADS
+    at_once = segments_at_once(most_segments(u.size(0)), num_threads_across, most_threads)
+    if is_backward:
+        # Segments at once have gradients of A of their own, which stay smaller than those of u.
+        at_once = min(at_once, max(1, u.size(0) // num_states))
+    longest = longest_segment(u.size(0))
     scan = SegmentScan(
         "selective_tree_scan",
         u,
         forest,
         direction,
-        is_backward=True,
-        num_states=num_states,
-        group_size=group_size,
-        # Segments at once have gradients of A of their own, which stay smaller than those of u.
-        most_at_once=max(1, num_nodes // num_states),
-        STATES_AT_ONCE=1,
-        HAS_CHUNKS=0,
+        is_backward,
+        num_threads_across,
+        at_once,
+        num_states,
+        STATES_AT_ONCE=states_at_once,
+        CHUNK_SIZE=_chunk_size(operands.B, operands.C, states_at_once),
+        HAS_SUMS=int(num_sums > 0),
+        NUM_KEPT=num_kept,
         GROUP_SIZE=group_size,
+        HAS_STEP=int(operands.step is not None),
+        HAS_PADDING=int(num_channels % group_size > 0),
     )
-    num_groups = scan.num_threads_across // group_size
+    num_rows = min(u.size(0), at_once * longest)
+    kept, kept_sums = (
+        u.new_empty(num_rows, number, num_channels, dtype=dtype) if number else None
+        for number in (num_kept * states_at_once, num_sums)
+    )
+    return scan, (kept, kept_sums, longest)
+
+
+def _num_kept(direction: str, is_backward: bool) -> int:
+    r"""Of how many recurrences the sums of the pass up are needed in the pass down."""
+    if is_backward:
+        return 2 if direction == "both" else 1
+    return int(direction == "both")
+
+
+def _gradients(operands: Operands, forest: Forest, direction: str) -> Gradients:
+    u, A = operands.u, operands.A
+    (num_nodes, num_channels), num_states = u.shape, operands.num_states
+    scan, kept = _segment_scan(operands, forest, direction, is_backward=True)
+    num_groups = -(-num_channels // LARGEST_GROUP)
     parts = Gradients(
-        u=_empty_like(u),
-        delta=_empty_like(u),
-        step=_empty_like(u),
+        u=torch.empty_like(u),
+        delta=torch.empty_like(u),
+        step=torch.empty_like(u),
         A=A.new_zeros(scan.at_once, num_channels, num_states),
         B=A.new_empty(num_groups, num_nodes, num_states),
         C=A.new_empty(num_groups, num_nodes, num_states),
     )
-    xi = None if direction == "down" else _empty_like(u)
-    gamma = None if direction == "up" else _empty_like(u)
-    scan.run(operands, Results(None, xi, gamma, *parts))
+    scan.run(operands, Results(*kept, None, *parts))
     return parts._replace(A=parts.A.sum(0), B=parts.B.sum(0), C=parts.C.sum(0))
 
 
@@ -234,18 +260,9 @@ def _operands(u, delta, A, B, C, D, transition_delta, grad=None) -> Operands:
     return Operands._make([*contiguous, *A.shape])
 
 
-def _has_chunks(B: Tensor, C: Tensor, states_at_once: int) -> bool:
-    r"""Whether the states at once in every row of B and C are whole, aligned runs of 16 bytes."""
-    size = states_at_once * B.element_size()
-    is_whole = size % 16 == 0 and B.size(1) % states_at_once == 0
-    return is_whole and B.data_ptr() % 16 == C.data_ptr() % 16 == 0
-
-
-def _empty_like(u: Tensor) -> Tensor:
-    r"""Room for u in the dtype that is computed in."""
-    return torch.empty_like(u, dtype=computing_dtype(u))
-
-
-def _power_of_two(size: int) -> int:
-    r"""The least power of two that is no smaller."""
-    return 1 << max(size - 1, 0).bit_length()
+def _chunk_size(B: Tensor, C: Tensor, states_at_once: int) -> int:
+    r"""How many bytes of the states at once, in every row of B and C, one access may read."""
+    size = min(states_at_once * B.element_size(), 16)
+    is_whole = B.size(1) % states_at_once == 0
+    is_aligned = B.data_ptr() % size == C.data_ptr() % size == 0
+    return size if is_whole and is_aligned else B.element_size()

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.equipment.gxx import cached, compiled, run_compiler
 
 FOLDER = Path(__file__).parent
+HEADERS = FOLDER.with_name("half.h"), FOLDER / "cuda_host.h"
 COMMON_FLAGS = (
     *("-std=c++17", "-O1", "-g", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"),
     # Libraries with variables of the same name would share them.
@@ -40,7 +41,7 @@ def _build(text, macros, preempt, sanitize, name) -> Path:
     runtime = compiled(
         ".o", (FOLDER / "runtime.cpp").read_text(), (*COMMON_FLAGS, *sanitize_flags, "-c")
     )
-    header = (FOLDER / "cuda_host.h").read_text()
+    header = "\n".join(file.read_text() for file in HEADERS)
     kernel = compiled(
         ".o",
         f'{header}\n#line 1 "{name}"\n{text}',

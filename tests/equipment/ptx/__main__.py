@@ -17,16 +17,15 @@ from groot_graph import (
 from groot_graph.graphs import grid_edge_index
 from tests.equipment.on_host import cuda_kernels
 from tests.equipment.ptx.run import Launch, ptx_on_host
-from tests.equipment.scans import DIRECTIONS, REQUIRED, scan_operands, selective_operands
+from tests.equipment.scans import DIRECTIONS, FLOATS, REQUIRED, scan_operands, selective_operands
 
 SIDE = 18
 NUM_NODES = SIDE * SIDE
-NUM_CHANNELS = 16
-NUM_STATES = 4
-HEADING = f"""\
-Instructions per node of an image of {SIDE} by {SIDE} pixels; of scans per node and channel, and of
-selective scans per node, channel and state; {NUM_CHANNELS} channels, {NUM_STATES} states, float32.
+HEADING = """\
+Instructions per node of an image of {side} by {side} pixels; of scans per node and channel, and of
+selective scans per node, channel and state; {channels} channels, {states} states, {dtype}.
 """
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 # The columns, and the classes of instructions in each.
 COLUMNS = {
     "loads": ("global load",),
@@ -48,14 +47,17 @@ COLUMNS = {
 def main(arguments: "list[str] | None" = None) -> None:
     parser = argparse.ArgumentParser("python -m tests.equipment.ptx", description=__doc__)
     parser.add_argument("--direction", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
-    directions = parser.parse_args(arguments).direction
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--states", type=int, default=4)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    print(HEADING)
+    print(HEADING.format(side=SIDE, **vars(options)))
     print(f"{'':36}", *(f"{name:>8}" for name in ("launches", "all", *COLUMNS)))
     with cuda_kernels(launcher=ptx_on_host()) as launches:
         forest = count_forest(launches)
-        for direction in directions:
-            count_scans(launches, forest, direction)
+        for direction in options.direction:
+            count_scans(launches, forest, direction, options)
 
 
 def count_forest(launches: list[Launch]) -> Forest:
@@ -67,14 +69,17 @@ def count_forest(launches: list[Launch]) -> Forest:
     return counted("root_forest", launches, NUM_NODES, root)
 
 
-def count_scans(launches: list[Launch], forest: Forest, direction: str) -> None:
-    operands = scan_operands(NUM_NODES, NUM_CHANNELS, torch.float32)
-    drawn = selective_operands(NUM_NODES, NUM_CHANNELS, NUM_STATES, torch.float32)
+def count_scans(
+    launches: list[Launch], forest: Forest, direction: str, options: argparse.Namespace
+) -> None:
+    dtype = DTYPES[options.dtype]
+    operands = scan_operands(NUM_NODES, options.channels, dtype)
+    drawn = selective_operands(NUM_NODES, options.channels, options.states, dtype)
     selective = {name: drawn[name] for name in REQUIRED}
-    size = NUM_NODES * NUM_CHANNELS
+    size = NUM_NODES * options.channels
     along = {"forest": forest, "direction": direction}
     count_scan(launches, size, tree_scan, operands, along)
-    count_scan(launches, size * NUM_STATES, selective_tree_scan, selective, along)
+    count_scan(launches, size * options.states, selective_tree_scan, selective, along)
 
 
 def count_scan(launches, size: int, scan: Callable, operands: dict, along: dict) -> None:

@@ -1,4 +1,4 @@
-"""The PTX that NVRTC makes of a CUDA source."""
+"""What NVRTC makes of a CUDA source."""
 
 from functools import cache
 
@@ -28,6 +28,25 @@ def ptx_of(text: str, macros: "tuple[tuple[str, str | int], ...]", name: str) ->
     try:
         compiler.compileProgram(program, (*launch.options(macros), *FLAGS))
         return compiler.getPTX(program).decode()
+    except compiler.NVRTCError as error:
+        raise RuntimeError(f"NVRTC failed:\n{compiler.getProgramLog(program)}") from error
+    finally:
+        compiler.destroyProgram(program)
+
+
+def machine_code(
+    text: str, capability: int, macros: dict, name: str, ptxas: "tuple[str, ...]" = ()
+) -> tuple[bytes, str]:
+    """The machine code of a CUDA source for one compute capability, and what the compiler says;
+    `ptxas` is told further options.
+    """
+    compiler = nvrtc()
+    program = compiler.createProgram(text, name, (), ())
+    options = launch.options(tuple(sorted(macros.items())))
+    further = (f"--ptxas-options={option}" for option in ptxas)
+    try:
+        compiler.compileProgram(program, (f"-arch=sm_{capability}", *options, *further))
+        return compiler.getCUBIN(program), compiler.getProgramLog(program).strip("\0\n ")
     except compiler.NVRTCError as error:
         raise RuntimeError(f"NVRTC failed:\n{compiler.getProgramLog(program)}") from error
     finally:

@@ -14,7 +14,8 @@ from tests.equipment.gxx import compiled, compiler
 from tests.equipment.ptx.compile import nvrtc, ptx_of
 from tests.equipment.ptx.translate import translate
 
-RUNTIME = Path(__file__).with_name("runtime.h")
+FOLDER = Path(__file__).parent
+RUNTIME = FOLDER.with_name("half.h"), FOLDER / "runtime.h"
 # No warnings: most kernels leave labels and registers unused.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fwrapv", "-ffp-contract=off", "-w")
 
@@ -45,7 +46,7 @@ class PtxSource:
         self.launches: list[Launch] = []
         translation = translate(ptx_of(text, macros, f"{name}.cu"))
         self._blocks = translation.blocks
-        text = f"{RUNTIME.read_text()}\n{translation.text}"
+        text = "\n".join([*(file.read_text() for file in RUNTIME), translation.text])
         # Holds the interpreter's lock: all launches share the lanes of one warp.
         self._library = ctypes.PyDLL(str(compiled(".so", text, FLAGS)))
 

@@ -94,6 +94,11 @@ template <typename T>
 inline T mul(T a, T b) {
     return a * b;
 }
+// The upper half of the product.
+template <typename T>
+inline T mul_hi(T a, T b) {
+    return static_cast<T>(static_cast<__int128>(a) * b >> 8 * sizeof(T));
+}
 template <typename T>
 inline T mad(T a, T b, T c) {
     return a * b + c;
@@ -159,6 +164,12 @@ inline T shl(T a, u32 count) {
 template <typename T>
 inline T shr(T a, u32 count) {
     return count < 8 * sizeof(T) ? a >> count : a < 0 ? -1 : 0;
+}
+// The lowest bits of `a` in the place of some of `b`.
+template <typename T>
+inline T insert(T a, T b, u32 first, u32 number) {
+    const T replaced = shl(static_cast<T>(shl<T>(1, number) - 1), first);
+    return (b & ~replaced) | (shl(a, first) & replaced);
 }
 
 // Comparisons: with a NaN none holds, but for those whose name ends in u, which all hold.

@@ -87,6 +87,40 @@ def test_integers_are_extended_and_shifted_by_their_sign():
     assert y.tolist() == [-5, 2**32 - 5, -1, (2**32 - 5) >> 7, -35, -2, -5, 3]
 
 
+def test_upper_halves_of_products_and_bits_put_into_others():
+    x = torch.tensor([-(2**62), 2**35 + 1], dtype=torch.int64)
+    y = zeros(3, torch.int64)
+    body = """if (i == 0) {
+        asm("mul.hi.s64 %0, %1, %2;" : "=l"(y[0]) : "l"(x[0]), "l"(x[1]));
+        asm("mul.hi.u64 %0, %1, %2;" : "=l"(y[1]) : "l"(x[0]), "l"(x[1]));
+        asm("bfi.b64 %0, %1, %2, 4, 8;" : "=l"(y[2]) : "l"(0xfabcLL), "l"(-1LL));
+    }"""
+    run("const long long* x, long long* y", body, x, y)
+    high = [int(a) * int(x[1]) >> 64 for a in (x[0], int(x[0]) % 2**64)]
+    assert y.tolist() == [*high, -1 - 0xFF0 + 0xBC0]
+
+
+def test_halves_are_converted_as_pytorch_does():
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    halves = bits.view(torch.float16)
+    floats = torch.empty(2**16)
+    convert = 'asm("cvt.f32.f16 %0, %1;" : "=f"(to[i]) : "h"(from[i]));'
+    run("const short* from, float* to", convert, bits, floats, grid=2**16 // BLOCK)
+    assert torch.equal(floats.nan_to_num(9e9), halves.float().nan_to_num(9e9))
+    # Halfway between two, and beside that, on both sides.
+    scale = torch.tensor([1 - 2.0**-12, 1 - 2.0**-11, 1, 1 + 2.0**-11, 1 + 3 * 2.0**-12])
+    numbers = (floats[:, None] * scale).flatten().contiguous()
+    numbers = torch.cat([numbers, torch.tensor([65519.0, 65520, 2.0**-25, 1.5 * 2.0**-25])])
+    numbers = numbers[: len(numbers) // BLOCK * BLOCK]
+    back = torch.empty(len(numbers), dtype=torch.int16)
+    convert = 'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to[i]) : "f"(from[i]));'
+    run("const float* from, short* to", convert, numbers, back, grid=len(numbers) // BLOCK)
+    found, expected = back.view(torch.float16), numbers.half()
+    assert torch.equal(found.isnan(), expected.isnan())
+    is_number = ~expected.isnan()
+    assert torch.equal(back[is_number], expected.view(torch.int16)[is_number])
+
+
 @pytest.mark.parametrize("width", [32, 8])
 @pytest.mark.parametrize(
     "name, source",

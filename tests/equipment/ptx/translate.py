@@ -244,6 +244,19 @@ def _shifted(form, result, value, count, line):
     return _set(result, f"{form['name']}({_read(value, form['type'])}, {_read(count, 'u32')})")
 
 
+@_group("integer", rf"mul\.hi\.{INTEGER}")
+def _multiplied_high(form, result, *operands, line):
+    values = ", ".join(_read(operand, form["type"]) for operand in operands)
+    return _set(result, f"mul_hi({values})")
+
+
+@_group("integer", r"bfi\.(?P<type>b(?:32|64))")
+def _inserted(form, result, inserted, into, first, number, line):
+    values = (_read(operand, form["type"]) for operand in (inserted, into))
+    range = (_read(operand, "u32") for operand in (first, number))
+    return _set(result, f"insert({', '.join([*values, *range])})")
+
+
 @_group("integer", r"mul\.wide\.(?P<type>[su](?:16|32))")
 def _multiplied_wide(form, result, *operands, line):
     wide = WIDE[form["type"]]
@@ -255,6 +268,12 @@ def _multiplied_wide(form, result, *operands, line):
 @_group("floating point", r"cvt\.rn\.(?P<to>f32|f64)\.(?P<type>[su](?:16|32|64))")
 def _converted(form, result, value, line):
     return _set(result, f"static_cast<{form['to']}>({_read(value, form['type'])})")
+
+
+@_group("floating point", r"cvt\.(?:rn\.)?(?P<to>f16|f32)\.(?P<type>f16|f32)")
+def _converted_half(form, result, value, line):
+    name, bits = ("float_to_half", "f32") if form["to"] == "f16" else ("half_to_float", "b16")
+    return _set(result, f"{name}({_read(value, bits)})")
 
 
 @_group("floating point", rf"selp\.{FLOATING}")
