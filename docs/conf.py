@@ -35,8 +35,8 @@ napoleon_custom_sections = ["Shapes", "Source"]
 
 nitpicky = True
 # What other projects document, by its full name or as docstrings call it.
-projects = "collections|lm_eval|matplotlib|os|PIL|scipy|timm|torch|torch_geometric|transformers"
-types = r"\w*Tensor|Aggregation|Axes|EdgeIndex|PathLike|iterable|optional|\w+Output\w*"
+projects = "collections|lm_eval|matplotlib|networkx|os|PIL|scipy|timm|torch|torch_geometric|transformers"
+types = r"\w*Tensor|Aggregation|Axes|DiGraph|EdgeIndex|PathLike|iterable|optional|\w+Output\w*"
 nitpick_ignore_regex = [
     ("py:.*", rf"({projects})\..*"),
     ("py:class", types),
