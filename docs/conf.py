@@ -35,7 +35,10 @@ napoleon_custom_sections = ["Shapes", "Source"]
 
 nitpicky = True
 # What other projects document, by its full name or as docstrings call it.
-projects = "collections|lm_eval|matplotlib|networkx|os|PIL|scipy|timm|torch|torch_geometric|transformers"
+projects = (
+    "collections|lm_eval|matplotlib|networkx|numpy|os|pandas|PIL|scipy|sklearn|timm|torch"
+    "|torch_geometric|transformers"
+)
 types = r"\w*Tensor|Aggregation|Axes|DiGraph|EdgeIndex|PathLike|iterable|optional|\w+Output\w*"
 nitpick_ignore_regex = [
     ("py:.*", rf"({projects})\..*"),
