@@ -36,7 +36,7 @@ napoleon_custom_sections = ["Shapes", "Source"]
 nitpicky = True
 # What other projects document, by its full name or as docstrings call it.
 projects = (
-    "collections|lm_eval|matplotlib|networkx|numpy|os|pandas|PIL|scipy|sklearn|timm|torch"
+    "collections|lm_eval|matplotlib|networkx|numpy|os|pandas|PIL|scipy|skimage|sklearn|timm|torch"
     "|torch_geometric|transformers"
 )
 types = r"\w*Tensor|Aggregation|Axes|DiGraph|EdgeIndex|PathLike|iterable|optional|\w+Output\w*"
