@@ -301,11 +301,12 @@ def plot_dendrogram(
     What merges at infinity alone, since no edge joins it, is drawn a tenth above all the others.
 
     Args:
-        linkage_matrix (ndarray): The merges, :obj:`linkage_matrix_` of an estimator of
-            :mod:`groot_graph.cluster`, or what SciPy's
-            :func:`~scipy.cluster.hierarchy.linkage` returns.
-        num_leaves (int, optional): So many of the last clusters are its leaves, written with the
-            number of their points in brackets. (default: :obj:`30`)
+        linkage_matrix (ndarray): The merges, :obj:`linkage_matrix_` of
+            :class:`~groot_graph.cluster.SingleLinkage` or :class:`~groot_graph.cluster.HDBSCAN`,
+            or what SciPy's :func:`~scipy.cluster.hierarchy.linkage` returns.
+        num_leaves (int, optional): So many of the last clusters are its leaves. Below one stands
+            the number of its points in brackets, below a single point that point's own.
+            (default: :obj:`30`)
         threshold (float, optional): A distance to mark by a line. (default: :obj:`None`)
         color (str, optional): The color of the line. (default: :obj:`"tab:orange"`)
         ax (matplotlib.axes.Axes, optional): Where to draw. (default: the current axes)
