@@ -39,7 +39,10 @@ projects = (
     "collections|lm_eval|matplotlib|networkx|numpy|os|pandas|PIL|scipy|skimage|sklearn|timm|torch"
     "|torch_geometric|transformers"
 )
-types = r"\w*Tensor|Aggregation|array-like|Axes|DiGraph|EdgeIndex|PathLike|iterable|ndarray|optional|\w+Output\w*"
+types = (
+    r"\w*Tensor|Aggregation|array-like|Axes|DiGraph|EdgeIndex|PathLike|iterable|ndarray|optional"
+    r"|\w+Output\w*"
+)
 nitpick_ignore_regex = [
     ("py:.*", rf"({projects})\..*"),
     ("py:class", types),

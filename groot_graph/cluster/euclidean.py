@@ -16,8 +16,8 @@ from groot_graph.ops.minimum_spanning_forest.api import trusted_minimum_spanning
 from groot_graph.ops.root_forest.api import trusted_root_forest
 
 # More find fewer edges left to search for, and cost more themselves.
-FEWEST_NEIGHBORS = 12
-POINTS_PER_LEAF = 24
+FEWEST_NEIGHBORS = 8
+POINTS_PER_LEAF = 8
 
 
 class Points(NamedTuple):
