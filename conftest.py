@@ -7,12 +7,14 @@ import pytest
 
 # Their doctests need what they wrap.
 collect_ignore = [
-    f"groot_graph/models/{path}"
+    f"groot_graph/{path}"
     for path, package in (
-        ("grootl", "transformers"),
-        ("grootv/transformers.py", "transformers"),
-        ("grootl/lm_eval.py", "lm_eval"),
-        ("grootv/timm.py", "timm"),
+        ("cluster", "sklearn"),
+        ("cluster/hdbscan.py", "fast_hdbscan"),
+        ("models/grootl", "transformers"),
+        ("models/grootv/transformers.py", "transformers"),
+        ("models/grootl/lm_eval.py", "lm_eval"),
+        ("models/grootv/timm.py", "timm"),
     )
     if find_spec(package) is None
 ]

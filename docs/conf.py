@@ -35,8 +35,14 @@ napoleon_custom_sections = ["Shapes", "Source"]
 
 nitpicky = True
 # What other projects document, by its full name or as docstrings call it.
-projects = "collections|lm_eval|matplotlib|os|PIL|scipy|timm|torch|torch_geometric|transformers"
-types = r"\w*Tensor|Aggregation|Axes|EdgeIndex|PathLike|iterable|optional|\w+Output\w*"
+projects = (
+    "collections|lm_eval|matplotlib|networkx|numpy|os|pandas|PIL|scipy|skimage|sklearn|timm|torch"
+    "|torch_geometric|transformers"
+)
+types = (
+    r"\w*Tensor|Aggregation|array-like|Axes|DiGraph|EdgeIndex|PathLike|iterable|ndarray|optional"
+    r"|\w+Output\w*"
+)
 nitpick_ignore_regex = [
     ("py:.*", rf"({projects})\..*"),
     ("py:class", types),

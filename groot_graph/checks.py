@@ -15,6 +15,17 @@ from groot_graph.forest import Forest
 
 DIRECTIONS = ("both", "up", "down")
 
+# How tensors are had from what other libraries hold.
+TENSORS_OF = {
+    "networkx": "torch_geometric.utils.from_networkx makes a Data of it, which holds 'edge_index' "
+    "and the weights by their name",
+    "numpy": "torch.from_numpy makes one of it",
+    "pandas": "torch.from_numpy(frame.to_numpy()) makes one of it",
+    "scipy": "torch_geometric.utils.from_scipy_sparse_matrix makes 'edge_index' and 'edge_weight' "
+    "of it",
+    "torch_geometric": "hand over its 'edge_index' and 'edge_weight'",
+}
+
 
 def values_are_checked(tensor: Tensor) -> bool:
     r"""Whether a tensor's values are read to check them: on the CPU, and elsewhere in PyG's debug
@@ -66,7 +77,10 @@ def check_tensor(name: str, value) -> None:
 
 
 def _no_tensor(name: str, value) -> TypeError:
-    return TypeError(f"'{name}' must be a torch.Tensor, got {type(value).__name__}")
+    found = type(value).__name__
+    hint = TENSORS_OF.get(type(value).__module__.partition(".")[0])
+    found = found if hint is None else f"{found}: {hint}"
+    return TypeError(f"'{name}' must be a torch.Tensor, got {found}")
 
 
 def check_floating(name: str, value) -> None:

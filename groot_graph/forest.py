@@ -1,10 +1,15 @@
 r"""The noun at the centre: a rooted spanning forest as tensors."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
+
+from groot_graph.graphs import add_reverse_edges
+
+if TYPE_CHECKING:
+    from networkx import DiGraph
 
 
 class Forest:
@@ -13,6 +18,9 @@ class Forest:
     Every node :math:`i` but the roots has one parent :math:`p(i)`, and the edge between them
     belongs to the child. :func:`groot_graph.root_forest` builds a forest from edges; this
     constructor takes one that is already known.
+
+    What follows from these two is a property, and computed when it is asked for: keep it where it
+    is needed twice.
 
     Args:
         order (LongTensor): All nodes, each once, parents before their children, of shape
@@ -33,6 +41,11 @@ class Forest:
         Forest(num_nodes=4, num_trees=2)
         >>> forest.roots
         tensor([0, 3])
+        >>> forest.labels
+        tensor([0, 0, 0, 1])
+        >>> forest.edge_index
+        tensor([[0, 0],
+                [1, 2]])
     """
 
     # What the device prepares for the scans, which groot_graph.ops.plan alone makes and reads.
@@ -115,8 +128,61 @@ class Forest:
 
     @property
     def roots(self) -> Tensor:
-        r"""The roots, in the sequence of `order`, a LongTensor of shape :obj:`[num_trees]`."""
+        r"""The roots, in the sequence of `order`, a LongTensor of shape :obj:`[num_trees]`. Their
+        number is asked of the device, so it waits for a GPU.
+        """
         return self.order[self.parent[self.order] == self.order]
+
+    @property
+    def labels(self) -> Tensor:
+        r"""The number of the tree of every node, a LongTensor of shape :obj:`[num_nodes]`: the
+        connected components. Trees are numbered by their lowest node.
+
+        Found by pointer jumping, in a number of steps logarithmic in the depth.
+        """
+        node = torch.arange(self.num_nodes, device=self.device)
+        root = self.parent
+        for _ in range(self.num_nodes.bit_length()):
+            root = root[root]
+        lowest = node.scatter_reduce(0, root, node, "amin")[root]
+        return ((lowest == node).long().cumsum(0) - 1)[lowest]
+
+    @property
+    def depth(self) -> Tensor:
+        r"""The number of edges between every node and its root, a LongTensor of shape
+        :obj:`[num_nodes]`.
+
+        Found by pointer jumping, in a number of steps logarithmic in the depth. Raises a
+        :class:`ValueError` if `parent` holds a cycle, for which it waits for a GPU.
+        """
+        ancestor = self.parent
+        depth = (ancestor != torch.arange(self.num_nodes, device=self.device)).long()
+        for _ in range(self.num_nodes.bit_length()):
+            depth = depth + depth[ancestor]
+            ancestor = ancestor[ancestor]
+        if not torch.equal(self.parent[ancestor], ancestor):
+            raise ValueError("'parent' must lead every node to a root, got a cycle")
+        return depth
+
+    @property
+    def levels(self) -> list[Tensor]:
+        r"""The nodes of every depth, roots first, as LongTensors in the sequence of `order`. Waits
+        for a GPU.
+        """
+        if self.num_nodes == 0:
+            return []
+        depth, by_depth = self.depth[self.order].sort(stable=True)
+        return list(self.order[by_depth].split(depth.bincount().tolist()))
+
+    @property
+    def edge_index(self) -> Tensor:
+        r"""The edges, each from the parent to the child, in the sequence of the children in
+        `order`, a LongTensor of shape :obj:`[2, num_nodes - num_trees]`. Their number is asked of
+        the device, so it waits for a GPU.
+        """
+        above = self.parent[self.order]
+        is_child = above != self.order
+        return torch.stack([above[is_child], self.order[is_child]])
 
     @property
     def device(self) -> torch.device:
@@ -170,28 +236,85 @@ class Forest:
         r"""Whether the tensors lie in pinned memory."""
         return self.order.is_pinned() and self.parent.is_pinned()
 
-    def depth(self) -> Tensor:
-        r"""The number of edges between every node and its root, a LongTensor of shape
-        :obj:`[num_nodes]`.
+    def edge_mask(self, edge_index: Tensor) -> Tensor:
+        r"""Which edges of a graph join a node and its parent, in either direction.
 
-        Found by pointer jumping, in a number of steps logarithmic in the depth. Raises a
-        :class:`ValueError` if `parent` holds a cycle.
+        A forest is made of nodes and knows no numbers of edges: of an edge that stands in both
+        directions, or several times, all are marked, where
+        :func:`groot_graph.minimum_spanning_forest` marks the one that it has kept.
+
+        Args:
+            edge_index (LongTensor): Edges of the same nodes, of shape :obj:`[2, num_edges]`.
+
+        Returns:
+            BoolTensor: True at the edges of the forest, of shape :obj:`[num_edges]`.
+
+        Raises:
+            TypeError: If :obj:`edge_index` is no LongTensor.
+            ValueError: If it has another shape, or a node number is out of range.
+
+        Example:
+            >>> import torch
+            >>> from groot_graph import Forest
+            >>> forest = Forest(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
+            >>> forest.edge_mask(torch.tensor([[0, 1, 2, 0], [1, 0, 1, 2]]))
+            tensor([ True,  True,  True, False])
         """
-        ancestor = self.parent
-        depth = (ancestor != torch.arange(self.num_nodes, device=self.device)).long()
-        for _ in range(self.num_nodes.bit_length()):
-            depth = depth + depth[ancestor]
-            ancestor = ancestor[ancestor]
-        if not torch.equal(self.parent[ancestor], ancestor):
-            raise ValueError("'parent' must lead every node to a root, got a cycle")
-        return depth
+        # Checks know what a forest is.
+        from groot_graph import checks
 
-    def levels(self) -> list[Tensor]:
-        r"""The nodes of every depth, roots first, as LongTensors in the sequence of `order`."""
-        if self.num_nodes == 0:
-            return []
-        depth, by_depth = self.depth()[self.order].sort(stable=True)
-        return list(self.order[by_depth].split(depth.bincount().tolist()))
+        checks.check_edge_index(edge_index)
+        if checks.values_are_checked(edge_index):
+            checks.check_node_range(edge_index, self.num_nodes)
+        source, target = edge_index
+        is_kept = (self.parent[source] == target) | (self.parent[target] == source)
+        return is_kept & (source != target)
+
+    def to_data(self) -> Data:
+        r"""The forest as a graph, which :meth:`from_data` reads again.
+
+        Waits for a GPU.
+
+        Returns:
+            torch_geometric.data.Data: A graph with **edge_index**
+            :math:`(2, 2 (N - \mathrm{num\_trees}))`, every edge from the parent to the child and
+            then every one back, and **tree_depth** :math:`(N)`.
+
+        Example:
+            >>> import torch
+            >>> from groot_graph import Forest
+            >>> forest = Forest(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
+            >>> forest.to_data()
+            Data(edge_index=[2, 4], tree_depth=[3], num_nodes=3)
+        """
+        edge_index = add_reverse_edges(self.edge_index)
+        return Data(edge_index=edge_index, tree_depth=self.depth, num_nodes=self.num_nodes)
+
+    def to_networkx(self) -> "DiGraph":
+        r"""The forest as a graph of NetworkX, whose edges lead from parents to children.
+
+        Returns:
+            networkx.DiGraph: A branching: a rooted tree for every tree.
+
+        Raises:
+            ImportError: If NetworkX is not installed.
+
+        Example:
+            >>> import networkx
+            >>> import torch
+            >>> from groot_graph import Forest
+            >>> forest = Forest(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
+            >>> sorted(networkx.descendants(forest.to_networkx(), 1))
+            [2]
+        """
+        try:
+            from networkx import DiGraph
+        except ImportError as error:
+            raise ImportError("'to_networkx' needs NetworkX: pip install networkx") from error
+        graph = DiGraph()
+        graph.add_nodes_from(range(self.num_nodes))
+        graph.add_edges_from(self.edge_index.t().tolist())
+        return graph
 
     def __repr__(self) -> str:
         name = self.__class__.__name__

@@ -1,13 +1,22 @@
-r"""Pictures: a tree over its image or text, and how strongly a node hears all others."""
+r"""Pictures: a tree over its image or text, how strongly a node hears all others, clusters."""
 
 from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from groot_graph.checks import check_floating, check_forest, check_node, check_positive_int
+from groot_graph.checks import (
+    check_edge_index,
+    check_floating,
+    check_forest,
+    check_node,
+    check_node_range,
+    check_positive_int,
+    check_shape,
+)
 from groot_graph.forest import Forest
 from groot_graph.ops.tree_scan.api import trusted_tree_scan
 
@@ -221,6 +230,127 @@ def plot_affinity(
             linewidths=0.18 * size,
         )  # fmt: skip
     ax.set_axis_off()
+    return ax
+
+
+def plot_clusters(
+    pos: Tensor,
+    labels: Any,
+    edge_index: Tensor | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws points in the colors of their clusters, those without one in gray, and the edges of a
+    graph or of their spanning forest below.
+
+    Args:
+        pos (Tensor or ndarray): The points, of shape :obj:`[num_points, 2]`.
+        labels (Tensor or ndarray): Their clusters, -1 for none, integers of shape
+            :obj:`[num_points]`.
+        edge_index (LongTensor, optional): Edges, of shape :obj:`[2, num_edges]`.
+            (default: :obj:`None`)
+        ax (matplotlib.axes.Axes, optional): Where to draw. (default: the current axes)
+
+    Returns:
+        matplotlib.axes.Axes: The axes drawn on.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> import torch
+        >>> from groot_graph.visualization import plot_clusters
+        >>> ax = plot_clusters(torch.rand(3, 2), torch.tensor([0, 0, -1]))
+    """
+    plt = _import_pyplot()
+    from matplotlib.collections import LineCollection
+
+    pos, labels = torch.as_tensor(pos).detach().cpu(), torch.as_tensor(labels).cpu()
+    check_shape("pos", pos, (None, 2), "[num_points, 2]")
+    check_shape("labels", labels, (len(pos),), "[num_points]")
+    ax = plt.gca() if ax is None else ax
+    if edge_index is not None:
+        check_edge_index(edge_index)
+        check_node_range(edge_index, len(pos))
+        lines = pos[edge_index.cpu()].transpose(0, 1).numpy()
+        ax.add_collection(LineCollection(list(lines), colors="0.6", linewidths=0.7, zorder=1))
+    # Ten colors, one after the other: more are not told apart.
+    is_noise = labels < 0
+    for points, colors, size in (
+        (pos[is_noise], "0.75", 4),
+        (pos[~is_noise], [f"C{int(label) % 10}" for label in labels[~is_noise]], 9),
+    ):
+        ax.scatter(points[:, 0], points[:, 1], c=colors, s=size, linewidths=0, zorder=2)
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+    return ax
+
+
+def plot_dendrogram(
+    linkage_matrix: Any,
+    num_leaves: int = 30,
+    threshold: float | None = None,
+    color: str = "tab:orange",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws the upper part of a hierarchy of clusters, as SciPy's
+    :func:`~scipy.cluster.hierarchy.dendrogram` does, and where it is cut.
+
+    What merges at infinity alone, since no edge joins it, is drawn a tenth above all the others.
+
+    Args:
+        linkage_matrix (ndarray): The merges, :obj:`linkage_matrix_` of
+            :class:`~groot_graph.cluster.SingleLinkage` or :class:`~groot_graph.cluster.HDBSCAN`,
+            or what SciPy's :func:`~scipy.cluster.hierarchy.linkage` returns.
+        num_leaves (int, optional): So many of the last clusters are its leaves. Below one stands
+            the number of its points in brackets, below a single point that point's own.
+            (default: :obj:`30`)
+        threshold (float, optional): A distance to mark by a line. (default: :obj:`None`)
+        color (str, optional): The color of the line. (default: :obj:`"tab:orange"`)
+        ax (matplotlib.axes.Axes, optional): Where to draw. (default: the current axes)
+
+    Returns:
+        matplotlib.axes.Axes: The axes drawn on.
+
+    Raises:
+        ImportError: If matplotlib or SciPy is not installed.
+        ValueError: If the matrix is none of merges.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> import numpy as np
+        >>> from groot_graph.cluster import SingleLinkage
+        >>> from groot_graph.visualization import plot_dendrogram
+        >>> model = SingleLinkage().fit(np.array([[0.0], [1.0], [5.0]]))
+        >>> ax = plot_dendrogram(model.linkage_matrix_, threshold=3.0)
+    """
+    plt = _import_pyplot()
+    try:
+        from scipy.cluster.hierarchy import dendrogram
+    except ImportError as error:
+        raise ImportError("'plot_dendrogram' needs SciPy: pip install scipy") from error
+
+    check_positive_int("num_leaves", num_leaves, least=2)
+    matrix = np.array(linkage_matrix, dtype=float)
+    if matrix.ndim != 2 or matrix.shape[1] != 4 or len(matrix) == 0:
+        raise ValueError(
+            f"'linkage_matrix' must have shape [num_nodes - 1, 4], got {list(matrix.shape)}"
+        )
+    height = matrix[:, 2]
+    is_infinite = np.isinf(height)
+    height[is_infinite] = 1.1 * height[~is_infinite].max(initial=1e-9)
+    ax = plt.gca() if ax is None else ax
+    dendrogram(
+        matrix, p=num_leaves, truncate_mode="lastp", ax=ax, color_threshold=0,
+        above_threshold_color="0.4", leaf_rotation=90,
+    )  # fmt: skip
+    if threshold is not None:
+        ax.axhline(threshold, color=color, linestyle="--")
+    ax.set_ylabel("distance")
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
     return ax
 
 

@@ -1,12 +1,18 @@
 import copy
 import pickle
+import sys
 
+import networkx
 import pytest
 import torch
 from hypothesis import given
-from torch_geometric.data import Data
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import from_networkx
 
-from groot_graph import Forest, root_forest
+from groot_graph import Forest, minimum_spanning_forest, root_forest
 from tests.equipment.graphs import FOREST_KINDS, make_forest
 from tests.equipment.strategies import forests
 
@@ -53,13 +59,125 @@ def test_depth_and_levels(forest):
     for node in forest.order.tolist():
         if parent[node] != node:
             expected[node] = expected[parent[node]] + 1
-    assert forest.depth().tolist() == expected
-    levels = [level.tolist() for level in forest.levels()]
+    assert forest.depth.tolist() == expected
+    levels = [level.tolist() for level in forest.levels]
     assert sorted(sum(levels, [])) == list(range(num_nodes))
     position = {node: i for i, node in enumerate(forest.order.tolist())}
     for depth, level in enumerate(levels):
         assert {expected[node] for node in level} == {depth}
         assert level == sorted(level, key=position.get)
+
+
+@given(forest=forests())
+def test_labels_are_the_connected_components_by_their_lowest_node(forest):
+    edge_index, num_nodes = forest
+    number, seen = {}, []
+    graph = networkx.Graph(edge_index.t().tolist())
+    graph.add_nodes_from(range(num_nodes))
+    for node in range(num_nodes):
+        if node not in number:
+            component = networkx.node_connected_component(graph, node)
+            number |= dict.fromkeys(component, len(seen))
+            seen.append(node)
+        assert number[node] <= node
+    for root in ("first", "last"):
+        labels = root_forest(edge_index, num_nodes=num_nodes, root=root).labels
+        assert labels.dtype == torch.long
+        assert labels.tolist() == [number[node] for node in range(num_nodes)]
+
+
+@pytest.mark.parametrize("kind", FOREST_KINDS)
+def test_labels_are_those_of_scipy(kind):
+    forest = make_forest(kind, 33)
+    matrix = csr_array((torch.ones(33), (range(33), forest.parent.numpy())), shape=(33, 33))
+    assert forest.labels.tolist() == connected_components(matrix, directed=False)[1].tolist()
+
+
+@given(forest=forests())
+def test_edges_lead_from_parents_to_children(forest):
+    edge_index, num_nodes = forest
+    forest = root_forest(edge_index, num_nodes=num_nodes, root="last")
+    above, child = forest.edge_index
+    assert forest.edge_index.shape == (2, num_nodes - forest.num_trees)
+    assert above.equal(forest.parent[child])
+    roots = set(forest.roots.tolist())
+    assert child.tolist() == [node for node in forest.order.tolist() if node not in roots]
+
+
+def test_edge_mask_marks_the_edges_of_the_forest_in_either_direction():
+    edge_index = torch.tensor([[0, 1, 3, 2, 4, 1, 2, 0], [1, 0, 2, 1, 4, 1, 3, 3]])
+    mask = small_forest().edge_mask(edge_index)
+    assert mask.tolist() == [True, True, True, False, False, False, True, False]
+    assert mask.dtype == torch.bool
+
+
+def test_edge_mask_of_the_input_gives_the_edges_that_the_spanning_forest_kept():
+    graph = Data(edge_index=torch.randint(40, (2, 90)))
+    weight = torch.rand(90)
+    kept = minimum_spanning_forest(graph.edge_index, weight, 40)
+    forest = root_forest(graph.edge_index, kept, 40)
+    mask = forest.edge_mask(graph.edge_index)
+    assert bool((mask >= kept).all())
+    marked = {frozenset(edge) for edge in graph.edge_index[:, mask].t().tolist()}
+    assert marked == {frozenset(edge) for edge in graph.edge_index[:, kept].t().tolist()}
+
+
+@pytest.mark.parametrize(
+    "edge_index, error, found",
+    [
+        ([[0], [1]], TypeError, "list"),
+        (torch.zeros(2, 3), TypeError, "torch.float32"),
+        (torch.zeros(3, 2, dtype=torch.long), ValueError, "[3, 2]"),
+        (torch.tensor([[0], [5]]), ValueError, "5"),
+    ],
+)
+def test_edge_mask_refuses_what_are_no_edges_of_its_nodes(edge_index, error, found):
+    with pytest.raises(error, match="'edge_index' must") as refusal:
+        small_forest().edge_mask(edge_index)
+    assert found in str(refusal.value).split("got", 1)[1]
+
+
+@given(forest=forests())
+def test_data_and_back(forest):
+    edge_index, num_nodes = forest
+    forest = root_forest(edge_index, num_nodes=num_nodes, root="last")
+    data = forest.to_data()
+    data.validate()
+    assert data.num_nodes == num_nodes and data.is_undirected()
+    assert data.tree_depth.equal(forest.depth)
+    assert Forest.from_data(data).parent.equal(forest.parent)
+    batch = Batch.from_data_list([data, data])
+    assert Forest.from_data(batch).labels.equal(
+        torch.cat([forest.labels, forest.labels + forest.num_trees])
+    )
+
+
+@given(forest=forests())
+def test_networkx_and_back(forest):
+    edge_index, num_nodes = forest
+    forest = root_forest(edge_index, num_nodes=num_nodes)
+    graph = forest.to_networkx()
+    assert sorted(graph.nodes) == list(range(num_nodes))
+    if num_nodes > 0:
+        assert networkx.is_branching(graph)
+    back = from_networkx(graph) if graph.edges else Data(edge_index=edge_index)
+    again = root_forest(back.edge_index, num_nodes=num_nodes, root=forest.roots)
+    assert again.parent.equal(forest.parent)
+
+
+def test_networkx_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    with pytest.raises(ImportError, match="pip install networkx"):
+        small_forest().to_networkx()
+
+
+def test_what_needs_no_count_works_without_values():
+    forest = small_forest()
+    with FakeTensorMode() as mode:
+        fake = Forest(mode.from_tensor(forest.order), mode.from_tensor(forest.parent))
+        assert fake.labels.shape == (5,)
+        assert fake.edge_mask(torch.zeros(2, 7, dtype=torch.long)).shape == (7,)
+    assert forest.to("meta").labels.shape == (5,)
 
 
 def test_to():
@@ -124,9 +242,9 @@ def test_mismatched_tensors_are_refused():
 def test_depth_and_levels_refuse_a_cycle(parent):
     forest = Forest(torch.arange(len(parent)), torch.tensor(parent))
     with pytest.raises(ValueError, match="'parent' must .*cycle"):
-        forest.depth()
+        _ = forest.depth
     with pytest.raises(ValueError, match="'parent' must .*cycle"):
-        forest.levels()
+        _ = forest.levels
 
 
 def test_a_forest_goes_wherever_its_data_goes(monkeypatch):

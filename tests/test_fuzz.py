@@ -254,10 +254,10 @@ def test_forest(data):
     parent = forest.parent.tolist()
     lines = [line_to_root(parent, node) for node in range(forest.num_nodes)]
     with unchanged(forest.order, forest.parent):
-        assert forest.depth().tolist() == [len(line) - 1 for line in lines]
+        assert forest.depth.tolist() == [len(line) - 1 for line in lines]
         assert sorted(forest.roots.tolist()) == sorted({line[-1] for line in lines})
         assert forest.num_trees == len({line[-1] for line in lines})
-        levels = [level.tolist() for level in forest.levels()]
+        levels = [level.tolist() for level in forest.levels]
     place = {node: index for index, node in enumerate(forest.order.tolist())}
     for depth, level in enumerate(levels):
         assert set(level) == {node for node, line in enumerate(lines) if len(line) == depth + 1}

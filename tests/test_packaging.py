@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import groot_graph
-from groot_graph import datasets, models, nn, transforms
+from groot_graph import cluster, datasets, models, nn, transforms
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -101,7 +101,7 @@ def test_every_page_of_the_documentation_is_in_a_list_of_contents():
 
 def test_every_public_name_is_in_the_api_pages():
     pages = "".join(text for name, text in DOCUMENTS.items() if name.startswith("docs/api/"))
-    modules = [groot_graph, datasets, models, nn, transforms]
+    modules = [groot_graph, cluster, datasets, models, nn, transforms]
     names = {f"{module.__name__}.{name}" for module in modules for name in module.__all__}
     submodules = {"groot_graph.datasets", "groot_graph.nn", "groot_graph.transforms"}
     documented = set(

@@ -12,6 +12,8 @@ from groot_graph import Forest  # noqa: E402
 from groot_graph.analysis import affinity_map, raster_forest  # noqa: E402
 from groot_graph.visualization import (  # noqa: E402
     plot_affinity,
+    plot_clusters,
+    plot_dendrogram,
     plot_image_tree,
     plot_text_tree,
 )
@@ -219,3 +221,47 @@ def test_impossible_nodes_and_sizes_are_refused(ax, arguments, error, message):
 def test_a_node_may_be_any_whole_number(ax, node):
     plot_affinity(torch.rand(6), 2, 3, node, ax=ax)
     assert ax.collections[0].get_offsets().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("as_type", [torch.Tensor.numpy, torch.Tensor.clone])
+def test_clusters_have_colors_and_noise_is_gray(ax, as_type):
+    pos, labels = torch.rand(5, 2), torch.tensor([0, 1, -1, 1, 10])
+    edge_index = torch.tensor([[0, 1], [1, 3]])
+    assert plot_clusters(as_type(pos), as_type(labels), edge_index, ax=ax) is ax
+    lines, noise, members = ax.collections
+    assert np.allclose(noise.get_offsets(), pos[[2]]) and len(members.get_offsets()) == 4
+    colors = members.get_facecolors()
+    assert (colors[1] == colors[2]).all() and (colors[0] == colors[3]).all()
+    assert not (colors[0] == colors[1]).all()
+    assert np.allclose(lines.get_segments(), pos[edge_index.t()])
+
+
+def test_clusters_of_other_shapes_are_refused(ax):
+    with pytest.raises(ValueError, match=r"'pos' must have shape .*got \[4, 3\]"):
+        plot_clusters(torch.rand(4, 3), torch.zeros(4), ax=ax)
+    with pytest.raises(ValueError, match=r"'labels' must have shape .*got \[3\]"):
+        plot_clusters(torch.rand(4, 2), torch.zeros(3), ax=ax)
+    with pytest.raises(ValueError, match="'edge_index' must hold node numbers"):
+        plot_clusters(torch.rand(1, 2), torch.zeros(1), torch.tensor([[0], [1]]), ax=ax)
+
+
+MERGES = [[0, 1, 1.0, 2], [2, 3, 2.0, 2], [4, 5, np.inf, 4]]
+
+
+def test_dendrogram_draws_every_merge_and_the_cut(ax):
+    assert plot_dendrogram(MERGES, threshold=1.5, ax=ax) is ax
+    heights = sorted(path.vertices[:, 1].max() for path in ax.collections[0].get_paths())
+    assert heights == pytest.approx([1.0, 2.0, 2.2])
+    assert list(ax.lines[0].get_ydata()) == [1.5, 1.5]
+    assert MERGES[2][2] == np.inf
+
+
+def test_dendrogram_of_few_leaves(ax):
+    plot_dendrogram(MERGES, num_leaves=2, ax=ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["(2)", "(2)"]
+
+
+@pytest.mark.parametrize("matrix", [[], [[0, 1, 1.0]], [0, 1, 1.0, 2]], ids=str)
+def test_what_is_no_linkage_matrix_is_refused(ax, matrix):
+    with pytest.raises(ValueError, match="'linkage_matrix' must have shape"):
+        plot_dendrogram(matrix, ax=ax)

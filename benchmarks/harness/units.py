@@ -9,6 +9,7 @@ SCALES = {
     "s/image": ((1.0, "s/image"), (1e-3, "ms/image")),
     "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")),
     "B/s": ((1e12, "TB/s"), (1e9, "GB/s")),
+    "share": ((1e-2, "%"),),
     "edges/s": ((1e9, "G edges/s"), (1e6, "M edges/s")),
 }
 

@@ -1,10 +1,7 @@
 r"""An image as a graph of its pixels."""
 
-import struct
-from os import PathLike, fspath
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,13 +9,8 @@ from torch_geometric.data import Data
 
 from groot_graph.checks import check_positive_int
 from groot_graph.graphs import add_reverse_edges, grid_edge_index, repeat_graph
+from groot_graph.transforms.images import to_image
 from groot_graph.transforms.utils import InputToGraph, add_batch
-
-# Modes that PIL hands to NumPy as they are; the other ones are converted first.
-_PIL_MODES = {"1": "L", "LA": "RGBA", "PA": "RGBA"}
-_PIL_PLAIN_MODES = ("L", "RGB", "RGBA", "F")
-# Formats whose images of mode "I" hold 16 bits, and not 32.
-_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 
 
 class ImageToGraph(InputToGraph):
@@ -47,10 +39,12 @@ class ImageToGraph(InputToGraph):
             attributes are kept. (default: :obj:`"image"`)
 
     Shapes:
-        - **input:** a tensor :math:`(C, H, W)` or :math:`(B, C, H, W)`, floating point or
-          :obj:`uint8` (scaled to :math:`[0, 1]`), a :class:`PIL.Image.Image` of 8 or 16 bits
-          (scaled alike) or of floating point, or the path of an image file. Images of PIL and of
-          files are turned upright, as their EXIF orientation says
+        - **input:** a tensor :math:`(H, W)`, :math:`(C, H, W)` or :math:`(B, C, H, W)`, floating
+          point or :obj:`uint8` (scaled to :math:`[0, 1]`), an array of NumPy :math:`(H, W)` or
+          :math:`(H, W, C)` with up to four channels, of these types, :obj:`uint16` (scaled alike)
+          or :obj:`bool`, a :class:`PIL.Image.Image` of 8 or 16 bits (scaled alike) or of floating
+          point, or the path of an image file. Images of PIL and of files are turned upright, as
+          their EXIF orientation says
         - **output:** :class:`~torch_geometric.data.Data` with
 
           - **x** :math:`(B \cdot H/p \cdot W/p, C \cdot p \cdot p)`, channel by channel, each
@@ -84,7 +78,7 @@ class ImageToGraph(InputToGraph):
 
     def forward(self, data: Any) -> Data:
         image, data = self.take_input(data)
-        image = self._check_shape(_to_float(_to_tensor(image)))
+        image = self._check_shape(to_image(image))
         images = image if image.dim() == 4 else image[None]
         patches = F.pixel_unshuffle(images, self.patch_size)
         num_graphs, num_features, height, width = patches.shape
@@ -93,14 +87,15 @@ class ImageToGraph(InputToGraph):
         edges = grid_edge_index(height, width, self.connectivity, device=image.device)
         data.x = patches.permute(0, 2, 3, 1).reshape(num_graphs * num_nodes, num_features)
         data.edge_index = repeat_graph(add_reverse_edges(edges), num_nodes, num_graphs)
-        data.pos = _grid_pos(height, width, image.device).repeat(num_graphs, 1)
+        data.pos = grid_pos(height, width, image.device).repeat(num_graphs, 1)
         data.height, data.width = height, width
         return add_batch(data, num_nodes, num_graphs) if image.dim() == 4 else data
 
     def _check_shape(self, image: Tensor) -> Tensor:
+        image = image[None] if image.dim() == 2 else image
         if image.dim() not in (3, 4):
             raise ValueError(
-                "'image' must have shape [channels, height, width] or "
+                "'image' must have shape [height, width], [channels, height, width] or "
                 f"[batch, channels, height, width], got {list(image.shape)}"
             )
         height, width = image.shape[-2:]
@@ -120,81 +115,8 @@ class ImageToGraph(InputToGraph):
         )
 
 
-def _grid_pos(height: int, width: int, device: torch.device) -> Tensor:
+def grid_pos(height: int, width: int, device: torch.device) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
     )
     return torch.stack([x.flatten(), y.flatten()], dim=1).float()
-
-
-def _to_tensor(image: Any) -> Tensor:
-    if isinstance(image, Tensor):
-        return image
-    if isinstance(image, (str, PathLike)):
-        return _pil_to_tensor(_open(image))
-    if hasattr(image, "convert") and hasattr(image, "getbands"):
-        return _pil_to_tensor(image)
-    raise TypeError(f"'image' must be a Tensor, a PIL image or a path, got {type(image).__name__}")
-
-
-def _open(path: str | PathLike) -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading image files needs Pillow: pip install pillow") from error
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports some broken PNG files as a SyntaxError.
-        raise ValueError(
-            f"'image' must be a readable image file, got {fspath(path)!r} ({error})"
-        ) from error
-    return image
-
-
-def _pil_to_tensor(image: Any) -> Tensor:
-    # Asked first, because a turned image has lost its format.
-    is_sixteen_bit = image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS
-    )
-    image = _upright(image)
-    if is_sixteen_bit:
-        values = np.array(image, dtype=np.float32) / 65535
-    elif image.mode == "I":
-        raise TypeError(
-            "'image' must hold 8 or 16 bits or floating point values, got a PIL image of mode 'I', "
-            "32-bit integers whose greatest value is not known: divide by it, and hand over a "
-            "tensor"
-        )
-    else:
-        values = np.array(_to_plain_mode(image))
-    return torch.from_numpy(np.atleast_3d(values)).permute(2, 0, 1)
-
-
-def _upright(image: Any) -> Any:
-    from PIL import ImageOps
-
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, TypeError, struct.error) as error:
-        raise ValueError(
-            f"'image' must have a readable EXIF orientation, or none, got a damaged one ({error})"
-        ) from error
-
-
-def _to_plain_mode(image: Any) -> Any:
-    if image.mode in ("La", "RGBa"):
-        # Colors that alpha has been multiplied into.
-        image = image.convert(image.mode.upper())
-    mode = _PIL_MODES.get(image.mode, image.mode)
-    mode = mode if mode in _PIL_PLAIN_MODES else "RGB"
-    return image if mode == image.mode else image.convert(mode)
-
-
-def _to_float(image: Tensor) -> Tensor:
-    if image.is_floating_point():
-        return image
-    if image.dtype == torch.uint8:
-        return image.float() / 255
-    raise TypeError(f"'image' must be floating point or uint8, got {image.dtype}")

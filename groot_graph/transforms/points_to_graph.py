@@ -9,6 +9,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import coalesce
 
 from groot_graph.checks import check_number, check_positive_int
+from groot_graph.transforms.points import to_points
 from groot_graph.transforms.utils import InputToGraph
 
 
@@ -37,17 +38,20 @@ class PointsToGraph(InputToGraph):
             (default: :obj:`"pos"`)
 
     Shapes:
-        - **input:** floating point coordinates :math:`(N, \mathrm{dim})`, or a
-          :class:`~torch_geometric.data.Data` that holds them and, optionally, a sorted
-          **batch** :math:`(N)`
+        - **input:** coordinates :math:`(N, \mathrm{dim})`, a floating point tensor, an array, a
+          list, a data frame whose columns are the axes, or the path of such a table as a CSV file
+          (read by pandas); or a :class:`~torch_geometric.data.Data` that holds them and,
+          optionally, a sorted **batch** :math:`(N)`. A list has PyTorch's default dtype; what else
+          is no tensor keeps its own, integers become :obj:`float64`
         - **output:** :class:`~torch_geometric.data.Data` with **pos** :math:`(N, \mathrm{dim})`,
           **edge_index** :math:`(2, |\mathcal{E}|)`, **edge_weight** :math:`(|\mathcal{E}|)`, the
           distance of the two points, and **x**, which is **pos** unless there are features already
 
     Raises:
-        ImportError: If neither torch-cluster nor SciPy is installed.
-        TypeError: If the points are no floating point tensor.
-        ValueError: If a shape does not fit or a coordinate is not finite.
+        ImportError: If neither torch-cluster nor SciPy is installed, or a file is to be read
+            and pandas is not.
+        TypeError: If the points are of another type, or no numbers.
+        ValueError: If a shape does not fit, a coordinate is not finite, or a file is no table.
 
     Example:
         >>> import torch
@@ -80,6 +84,7 @@ class PointsToGraph(InputToGraph):
 
     def forward(self, data: Any) -> Data:
         pos, data = self.take_input(data)
+        pos = to_points(pos, self.key)
         _check_points(pos, self.key)
         batch = data.batch if data.batch is not None else pos.new_zeros(len(pos), dtype=torch.long)
         _check_batch(batch, pos)
@@ -176,9 +181,7 @@ def _check_radius(radius: Any) -> None:
         raise ValueError(f"'radius' must be positive and finite, got {radius}")
 
 
-def _check_points(pos: Any, key: str) -> None:
-    if not isinstance(pos, Tensor):
-        raise TypeError(f"'{key}' must be a Tensor, got {type(pos).__name__}")
+def _check_points(pos: Tensor, key: str) -> None:
     if not pos.is_floating_point():
         raise TypeError(f"'{key}' must be floating point, got {pos.dtype}")
     if pos.dim() != 2 or pos.size(1) == 0:

@@ -83,13 +83,12 @@ class ToSpanningForest(BaseTransform):
         if isinstance(data, Batch):
             return one_by_one(self, data)
         forest = self.topology(data.x, data.edge_index, data.edge_weight)
-        source, target = data.edge_index
-        is_kept = (forest.parent[source] == target) | (forest.parent[target] == source)
+        is_kept = forest.edge_mask(data.edge_index)
         supervision = {key: value for key, value in data if is_supervision(key)}
-        data = data.edge_subgraph(is_kept & (source != target)).update(supervision)
+        data = data.edge_subgraph(is_kept).update(supervision)
         forget_structures(data)
         data.parent_index = forest.parent
-        data.tree_depth = forest.depth()
+        data.tree_depth = forest.depth
         return data
 
     def __repr__(self) -> str:

@@ -293,7 +293,7 @@ def test_forest_of_a_user_and_forest_moved(kind, direction, device):
     forest = make_forest(kind, 3001)
     expected = whole_chain(operands, direction, forest)
     # Breadth first: an order that only a user gives.
-    breadth_first = torch.cat(forest.levels())
+    breadth_first = torch.cat(forest.levels)
     for on_device in (
         forest.to(device),
         Forest(breadth_first.to(device), forest.parent.to(device)),

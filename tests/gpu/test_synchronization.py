@@ -71,6 +71,18 @@ def test_forest_of_a_user(device):
             whole_chain(operands, forest=fresh)
 
 
+def test_which_tree_a_node_and_an_edge_belong_to(device):
+    graph = grids(3, 5, 7)
+    forest = make_forest("several", graph.num_nodes)
+    edge_index = graph.edge_index.to(device)
+    on_device = forest.to(device)
+    for guard in (nullcontext, no_synchronization):
+        with guard():
+            labels, mask = on_device.labels, on_device.edge_mask(edge_index)
+    assert labels.cpu().equal(forest.labels)
+    assert mask.cpu().equal(forest.edge_mask(graph.edge_index))
+
+
 @pytest.mark.parametrize("state_norm", [True, False])
 def test_layer(state_norm, device):
     graph = grids(4, 14, 14)

@@ -1,12 +1,15 @@
 import math
 
+import networkx
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
 from torch_geometric.utils import grid, to_undirected
 
 from groot_graph import minimum_spanning_forest, root_forest
@@ -293,3 +296,30 @@ def test_a_compiled_graph_refuses_a_node_out_of_range(node):
     with pytest.raises(ValueError, match=f"from 0 to num_nodes - 1 = 3, got {node}"):
         compiled(edge_index, weight)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("graph", "hint"),
+    [
+        (Data(edge_index=torch.zeros(2, 1)), "Data: hand over its 'edge_index' and 'edge_weight'"),
+        (networkx.path_graph(3), "Graph: torch_geometric.utils.from_networkx makes a Data of it"),
+        (
+            scipy.sparse.csr_array((3, 3)),
+            "csr_array: torch_geometric.utils.from_scipy",
+        ),
+        (np.zeros((2, 1), dtype=int), "ndarray: torch.from_numpy makes one of it"),
+        (pd.DataFrame([[0], [1]]), r"DataFrame: torch.from_numpy\(frame.to_numpy\(\)\) makes one"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whole_graphs_are_told_how_to_be_taken_apart(graph, hint):
+    message = f"'edge_index' must be a torch.Tensor, got {hint}"
+    with pytest.raises(TypeError, match=message):
+        minimum_spanning_forest(graph)
+    with pytest.raises(TypeError, match=message):
+        root_forest(graph)
+
+
+def test_weights_are_asked_for():
+    with pytest.raises(TypeError, match="'edge_weight' must be a torch.Tensor, got NoneType"):
+        minimum_spanning_forest(torch.tensor([[0], [1]]))

@@ -154,7 +154,7 @@ def test_values_and_gradients_over_the_spanning_forest_of_images(direction, kern
     edge_index = grid_edge_index(40, 30, num_graphs=2)
     edge_mask = minimum_spanning_forest(edge_index, torch.rand(edge_index.size(1)))
     forest = root_forest(edge_index, edge_mask)
-    assert forest.depth().max() > 64
+    assert forest.depth.max() > 64
     along = {"forest": forest, "direction": direction}
     operands = scan_operands(2 * 40 * 30, 5)
     assert_same_scan(kernels.tree_scan, tree_scan_reference, operands, 1e-10, **along)

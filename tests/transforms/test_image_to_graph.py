@@ -158,12 +158,15 @@ def test_a_dataset_in_forked_workers():
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (torch.rand(4, 4), ValueError, r"'image' must have shape .*got \[4, 4\]"),
+        (torch.rand(4), ValueError, r"'image' must have shape .*got \[4\]"),
         (torch.rand(1, 1, 1, 4, 4), ValueError, r"got \[1, 1, 1, 4, 4\]"),
         (torch.rand(1, 0, 4), ValueError, r"at least one pixel, got \[1, 0, 4\]"),
         (torch.rand(1, 5, 4), ValueError, r"divisible by patch_size=2, got 5 x 4"),
         (torch.zeros(1, 4, 4, dtype=torch.long), TypeError, "or uint8, got torch.int64"),
-        (np.zeros((1, 4, 4)), TypeError, "a PIL image or a path, got ndarray"),
+        ([[0.0]], TypeError, "an array of NumPy, a PIL image or a path, got list"),
+        (np.zeros((3, 8, 8)), ValueError, r"got \[3, 8, 8\]: hand over .* as a tensor"),
+        (np.zeros((2, 4, 4, 3)), ValueError, r"\[height, width, channels\] .*got \[2, 4, 4, 3\]"),
+        (np.zeros((4, 4), dtype=int), TypeError, "uint16 or bool where it is an array, got int64"),
         (None, TypeError, "got NoneType"),
         (Data(x=torch.rand(3, 1)), ValueError, r"'image', got \['x'\]"),
         (HeteroData(), TypeError, "got a HeteroData"),
@@ -272,3 +275,27 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"readable image file, got '.*bomb\.png' .*bomb"):
         ImageToGraph()(tmp_path / "bomb.png")
+
+
+def test_a_matrix_is_a_gray_image():
+    image = torch.rand(4, 6)
+    assert str(ImageToGraph()(image)) == str(ImageToGraph()(image[None]))
+    assert ImageToGraph()(image).x.equal(image.view(24, 1))
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool, np.float32, ">f8"], ids=str)
+def test_arrays_have_their_channels_last(channels, dtype):
+    shape = (3, 5) if channels is None else (3, 5, channels)
+    image = np.random.default_rng(0).integers(2, size=shape).astype(dtype)
+    data = ImageToGraph()(image[::-1])
+    greatest = {"uint8": 255, "uint16": 65535}.get(np.dtype(dtype).name, 1)
+    expected = torch.from_numpy(image[::-1].reshape(15, -1) / greatest)
+    torch.testing.assert_close(data.x, expected, check_dtype=False)
+    assert data.x.dtype == (torch.float64 if dtype == ">f8" else torch.float32)
+    assert (data.height, data.width) == (3, 5)
+
+
+def test_the_array_of_a_pil_image_gives_the_same_graph():
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(4, 5, 3), dtype=np.uint8))
+    assert ImageToGraph()(np.asarray(image)).x.equal(ImageToGraph()(image).x)

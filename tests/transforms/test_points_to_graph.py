@@ -1,6 +1,8 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
@@ -148,7 +150,11 @@ def test_float64_and_gradients():
 @pytest.mark.parametrize(
     ("points", "error", "message"),
     [
-        ([[0.0]], TypeError, "'pos' must be a Tensor, got list"),
+        ({0.0}, TypeError, "'pos' must be a Tensor, .* a data frame or .*, got set"),
+        ([[0.0, 1.0], [0.0]], TypeError, "'pos' must hold points of equally many numbers"),
+        ([["a"]], TypeError, "'pos' must hold points of equally many numbers"),
+        (np.array([["a"]]), TypeError, "'pos' must hold numbers, got <U1"),
+        (pd.DataFrame({"x": [1.0], "name": ["a"]}), TypeError, r"got others in \['name'\]"),
         (torch.zeros(3, 2, dtype=torch.long), TypeError, "floating point, got torch.int64"),
         (torch.rand(3), ValueError, r"\[num_points, dim\], got \[3\]"),
         (torch.rand(3, 0), ValueError, r"\[num_points, dim\], got \[3, 0\]"),
@@ -189,3 +195,58 @@ def test_bad_input(points, error, message):
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         PointsToGraph(**options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", ">f4", "int32", "uint8"])
+def test_arrays(dtype):
+    array = np.arange(12).reshape(6, 2)[::-1].astype(dtype)
+    data = PointsToGraph(k=2)(array)
+    expected = torch.float32 if dtype in ("float32", ">f4") else torch.float64
+    assert data.pos.dtype == data.x.dtype == data.edge_weight.dtype == expected
+    assert data.pos.tolist() == array.tolist()
+    assert data.edge_index.equal(
+        PointsToGraph(k=2)(torch.from_numpy(array.astype(float))).edge_index
+    )
+
+
+def test_lists_and_data_frames():
+    points = [[0, 0.5], [1, 2], [3, 4]]
+    of_list = PointsToGraph(k=1)(points)
+    assert of_list.pos.dtype == torch.float32 and of_list.pos.tolist() == points
+    table = pd.DataFrame(points, columns=["x", "y"], index=[7, 8, 9])
+    of_table = PointsToGraph(k=1)(Data(pos=table, y=2))
+    assert of_table.pos.tolist() == points and of_table.y == 2
+    assert of_table.edge_index.equal(of_list.edge_index)
+
+
+@pytest.mark.parametrize("header", [["x", "y"], False], ids=str)
+@pytest.mark.parametrize("as_type", [str, lambda path: path], ids=["str", "Path"])
+def test_files_of_points(tmp_path, header, as_type):
+    path = tmp_path / "points.csv"
+    points = [[0.0, 0.0], [1.0, 2.0], [3.0, 5.5]]
+    pd.DataFrame(points).to_csv(path, header=header, index=False)
+    assert PointsToGraph(k=1)(as_type(path)).pos.tolist() == points
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("no_such.csv", None, ValueError, r"a readable CSV file, got '.*no_such\.csv'"),
+        ("empty.csv", "", ValueError, r"a readable CSV file, got '.*empty\.csv'"),
+        ("names.csv", "x,name\n1,a\n", TypeError, r"got others in \['name'\]"),
+        ("hole.csv", "x,y\n1,2\n3,\n", ValueError, "NaN or infinity in 1 points"),
+        ("scan.PLY", None, ValueError, r"read_ply reads it, hand over the coordinates"),
+        ("scan.laz", None, ValueError, r"laspy\.read\(path\)\.xyz reads it"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        PointsToGraph(k=1)(tmp_path / name)
+
+
+def test_files_without_pandas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="needs pandas: pip install pandas"):
+        PointsToGraph(k=1)("points.csv")

@@ -52,8 +52,8 @@ class _Cache(FunctionCache):
 @cache
 def _digest_of_sources() -> str:
     r"""Of all files that a kernel may be compiled from."""
-    digest, ops = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted([*ops.rglob("cpu.py"), *ops.rglob("cpu/*.py")]):
+    digest, package = hashlib.sha256(), Path(__file__).parents[2]
+    for path in sorted([*package.rglob("cpu.py"), *package.rglob("cpu/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

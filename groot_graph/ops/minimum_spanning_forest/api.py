@@ -16,7 +16,10 @@ from groot_graph.ops import dispatch
 
 
 def minimum_spanning_forest(
-    edge_index: Tensor, edge_weight: Tensor, num_nodes: int | None = None
+    # Left out where a whole graph was given, which the checks tell how to take apart.
+    edge_index: Tensor,
+    edge_weight: Tensor = None,  # type: ignore[assignment]
+    num_nodes: int | None = None,
 ) -> Tensor:
     r"""Finds the minimum spanning forest of a graph: one tree of least total weight per connected
     component.

@@ -42,7 +42,7 @@ def tree_scan_backward_reference(
 
 def _up(x: Tensor, transition: Tensor, forest: Forest) -> Tensor:
     r"""ξ_i = x_i + Σ a_c ξ_c over the children c of i."""
-    levels = forest.levels()
+    levels = forest.levels
     slot = _slot_in_level(levels, forest)
     xi = [x[nodes] for nodes in levels]
     for depth in range(len(levels) - 1, 0, -1):
@@ -54,7 +54,7 @@ def _up(x: Tensor, transition: Tensor, forest: Forest) -> Tensor:
 
 def _down(x: Tensor, transition: Tensor, forest: Forest) -> Tensor:
     r"""h_i = x_i + a_i h_p(i)."""
-    levels = forest.levels()
+    levels = forest.levels
     slot = _slot_in_level(levels, forest)
     h = [x[nodes] for nodes in levels]
     for depth in range(1, len(levels)):
