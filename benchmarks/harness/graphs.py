@@ -1,5 +1,8 @@
-"""The graphs that the rows share, every edge listed once, weights uniform in (0, 1]."""
+"""The graphs that the rows share, every edge listed once; weights uniform in (0, 1] where no others
+are named.
+"""
 
+import numpy as np
 import torch
 from torch_geometric.data import Data
 
@@ -22,6 +25,25 @@ def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> Data:
     pair = torch.unique((low * num_nodes + high)[low != high])
     pair = pair[torch.randperm(pair.numel(), generator=generator)[:num_edges]]
     return _weighted(torch.stack([pair // num_nodes, pair % num_nodes]), num_nodes, seed)
+
+
+def neighbors(num_points: int, dimensions: int, k: int, seed: int = 0) -> Data:
+    """Points of 50 normal clusters, every one joined to its nearest others, by Euclidean distance
+    in float64: the form in which SciPy and scikit-learn hand it over.
+    """
+    from scipy.spatial import cKDTree
+
+    generator = np.random.default_rng(seed)
+    centers = 5 * generator.normal(size=(50, dimensions))
+    points = centers[generator.integers(50, size=num_points)]
+    points = points + generator.normal(size=(num_points, dimensions))
+    distance, nearest = cKDTree(points).query(points, k + 1, workers=-1)
+    source, target = np.repeat(np.arange(num_points), k), nearest[:, 1:].ravel()
+    pair = np.minimum(source, target) * num_points + np.maximum(source, target)
+    pair, edge = np.unique(pair, return_index=True)
+    edge_index = torch.from_numpy(np.stack([pair // num_points, pair % num_points]))
+    edge_weight = torch.from_numpy(distance[:, 1:].ravel()[edge])
+    return Data(edge_index=edge_index, edge_weight=edge_weight, num_nodes=num_points)
 
 
 def _weighted(edge_index: torch.Tensor, num_nodes: int, seed: int) -> Data:

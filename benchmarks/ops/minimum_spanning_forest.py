@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 
 import groot_graph
 from benchmarks.harness import gpu
-from benchmarks.harness.graphs import grids, random_graph
+from benchmarks.harness.graphs import grids, neighbors, random_graph
 from benchmarks.harness.registry import (
     Measurement,
     ResultsDifferError,
@@ -22,6 +22,16 @@ from benchmarks.harness.registry import (
 )
 from benchmarks.harness.timing import check_close, in_turns, interleave, per_node
 from benchmarks.harness.units import quantity
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+)
 
 
 @row(
@@ -47,6 +57,53 @@ def on_one_grid(repeats: int, side: int) -> list[Measurement]:
 )
 def on_random_graph(repeats: int, num_nodes: int, num_edges: int) -> list[Measurement]:
     return _against_peers(repeats, random_graph(num_nodes, num_edges))
+
+
+@row(
+    "{k} neighbors of {num_points:,} points in {dimensions} dimensions, float64",
+    speedup(goal=2),
+    full={"num_points": 100_000, "dimensions": 2, "k": 10},
+    smoke={"num_points": 200, "dimensions": 2, "k": 3},
+)
+@row(
+    "{k} neighbors of {num_points:,} points in {dimensions} dimensions, float64",
+    speedup(goal=2),
+    full={"num_points": 100_000, "dimensions": 8, "k": 10},
+    smoke={"num_points": 200, "dimensions": 8, "k": 3},
+)
+@row(
+    "{k} neighbors of {num_points:,} points in {dimensions} dimensions, float64",
+    speedup(goal=2),
+    full={"num_points": 1_000_000, "dimensions": 2, "k": 10},
+    smoke={"num_points": 300, "dimensions": 2, "k": 3},
+)
+def on_neighbors(repeats: int, num_points: int, dimensions: int, k: int) -> list[Measurement]:
+    return _against_peers(repeats, neighbors(num_points, dimensions, k))
+
+
+@row(
+    "{k} neighbors of {num_points:,} points, other dtypes and layouts",
+    cost(goal=1.5),
+    full={"num_points": 100_000, "k": 10},
+    smoke={"num_points": 200, "k": 3},
+)
+def of_other_forms(repeats: int, num_points: int, k: int) -> list[Measurement]:
+    graph = neighbors(num_points, 2, k)
+    edge_index, weight = graph.edge_index, graph.edge_weight
+    forms = {str(dtype): (edge_index, (1000 * weight).to(dtype)) for dtype in DTYPES}
+    single = weight.float()
+    forms["[num_edges, 2], transposed"] = edge_index.t().contiguous().t(), single
+    forms["every other weight"] = edge_index, torch.stack([single, single], dim=1)[:, 0]
+    calls = {
+        name: _ours(Data(edge_index=edges, edge_weight=weights, num_nodes=graph.num_nodes))
+        for name, (edges, weights) in forms.items()
+    }
+    samples = interleave(calls, repeats)
+    base = samples.pop("torch.float32")
+    return [
+        Measurement(times, {"ours, torch.float32": base}, work=name)
+        for name, times in samples.items()
+    ]
 
 
 @row(

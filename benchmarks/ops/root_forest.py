@@ -25,7 +25,8 @@ def on_grids(repeats: int, graphs: int, side: int) -> list[Measurement]:
     return _against_peers(repeats, grids(graphs, side, side))
 
 
-@row("one {side}x{side} grid", speedup(), full={"side": 512}, smoke={"side": 16})
+@row("one {side}x{side} grid", speedup(goal=0.5), full={"side": 512}, smoke={"side": 16})
+@row("one {side}x{side} grid", speedup(goal=0.5), full={"side": 1000}, smoke={"side": 17})
 def on_one_grid(repeats: int, side: int) -> list[Measurement]:
     return _against_peers(repeats, grids(1, side, side))
 

@@ -45,6 +45,27 @@ def test_a_kernel_is_remembered(load):
     assert len(load.files(".nbi")) == len(load.files(".nbc")) == 1
 
 
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "file"])
+def test_who_waits_for_the_compiler_is_told_once(load, is_terminal, monkeypatch, capsys, caplog):
+    module._tell_once.cache_clear()
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    caplog.set_level("INFO", logger="groot_graph")
+    assert not was_remembered(load())
+    load.files(".nbi")[0].unlink()
+    assert not was_remembered(load())
+    told, logged = capsys.readouterr().err, caplog.text
+    assert told.count("compiles its CPU kernels") == is_terminal
+    assert logged.count("compiles its CPU kernels") == (not is_terminal)
+
+
+def test_nobody_is_told_of_what_is_remembered(load, caplog):
+    was_remembered(load())
+    module._tell_once.cache_clear()
+    caplog.set_level("INFO", logger="groot_graph")
+    assert was_remembered(load())
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "scrambled", "lost"])
 def test_a_damaged_cache_is_written_anew(load, ending, damage):

@@ -110,6 +110,15 @@ def test_of_small_graphs(edges, weights, num_nodes, expected, span):
     assert edge_mask.tolist() == [bool(kept) for kept in expected]
 
 
+@pytest.mark.parametrize("num_nodes, num_edges", [(60, 63), (60, 1001), (1001, 2003)])
+def test_weights_that_differ_in_their_last_bits_alone(num_nodes, num_edges, span):
+    edge_index = random_graph(num_nodes, num_edges)
+    steps = torch.randint(-num_edges, num_edges, (num_edges,))
+    expected = kruskal(edge_index.t().tolist(), steps.tolist(), num_nodes)
+    assert span(edge_index, 3 + steps.double() * 2.0**-51, num_nodes).tolist() == expected
+    assert span(edge_index, 2**62 + steps, num_nodes).tolist() == expected
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_of_no_edge_in_every_dtype(dtype, span):
     edge_mask = span(torch.empty(2, 0, dtype=torch.long), torch.empty(0, dtype=dtype), 3)

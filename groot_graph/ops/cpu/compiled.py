@@ -1,6 +1,8 @@
 r"""How kernels are compiled by Numba, and what becomes of its cache where that is of no use."""
 
 import hashlib
+import logging
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -8,6 +10,8 @@ from pathlib import Path
 
 from numba import njit
 from numba.core.caching import FunctionCache
+
+_logger = logging.getLogger("groot_graph")
 
 
 def compiled(function: Callable) -> Callable:
@@ -31,9 +35,12 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig, target_context):
         try:
-            return super().load_overload(sig, target_context)
+            kernel = super().load_overload(sig, target_context)
         except Exception:  # whatever unpickling a damaged file leads to
-            return None
+            kernel = None
+        if kernel is None:
+            _tell_once()
+        return kernel
 
     def save_overload(self, sig, data):
         try:
@@ -56,6 +63,19 @@ def _digest_of_sources() -> str:
     for path in sorted([*package.rglob("cpu.py"), *package.rglob("cpu/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _tell_once() -> None:
+    r"""To who waits at a terminal; elsewhere to the log, where it is silent unless asked for."""
+    message = (
+        "groot_graph compiles its CPU kernels, which takes seconds at the first call of each; they "
+        "are kept for later processes"
+    )
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(message, file=sys.stderr)
+    else:
+        _logger.info(message)
 
 
 @cache

@@ -6,14 +6,17 @@ lowest edge number. Dense graphs are done in portions by weight: an edge whose e
 already connect is dropped unread.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import njit
+from numba.extending import overload
 from torch import Tensor
 
 from groot_graph.checks import check_node_range
 from groot_graph.ops.cpu.compiled import compiled
-from groot_graph.ops.minimum_spanning_forest.weights import int32_keys
+from groot_graph.ops.minimum_spanning_forest.weights import comparable_bits
 
 # With more edges than this per component, the lightest ones are joined first.
 EDGES_PER_COMPONENT = 3.0
@@ -21,43 +24,137 @@ EDGES_PER_COMPONENT = 3.0
 LIGHT_SHARE = 0.5
 SAMPLE_SIZE = 1024
 
-# The kernels number nodes and edges with 32 bits, and pack an edge's key and place into 64.
-LOWEST = np.int32(-(2**31))
-NONE = np.int64(2**63 - 1)
+# A key of 32 bits and its place are packed into 64.
+NO_EDGE = np.int64(2**63 - 1)
 PLACE_BITS = np.int64(32)
 PLACE_MASK = np.int64(2**32 - 1)
+
+
+class Edges(NamedTuple):
+    r"""A list of edges.
+
+    Attributes:
+        ends: The two components that each joins, and its number.
+        key: An integer of 32 or 64 bits that compares as its weight does.
+    """
+
+    ends: np.ndarray
+    key: np.ndarray
+
+
+class Components(NamedTuple):
+    r"""What is known of every component.
+
+    Attributes:
+        best: The key and the place of its lowest edge: in one word where a key has 32 bits, in two
+            where it has 64.
+        label: What it is joined to, and at last the new number of that.
+        new_number: Of the components that others are joined to.
+        ends_in: What every component that the rounds began with is part of by now.
+    """
+
+    best: np.ndarray
+    label: np.ndarray
+    new_number: np.ndarray
+    ends_in: np.ndarray
 
 
 def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
     num_edges = edge_index.size(1)
     source, target = edge_index.contiguous().numpy()
-    key, is_float = int32_keys(edge_weight, num_nodes)
-    weight = key.numpy()
+    bits, is_float = comparable_bits(edge_weight, num_nodes)
+    weight = bits.numpy()
     edge_mask = np.zeros(num_edges, np.bool_)
-    edges, heavy_edges = np.empty((2, 4, num_edges), np.int32)
-    best = np.empty(num_nodes, np.int64)
-    label, component = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
-    lists = edges, heavy_edges, best, label, component
-    if not _forest(source, target, weight, is_float, edge_mask, *lists):
+    edges, heavy_edges = (_no_edges(num_edges, weight.dtype) for _ in range(2))
+    components = _no_components(num_nodes, weight.dtype)
+    lists = edges, heavy_edges, components
+    if not _forest(source, target, weight, is_float, num_nodes, edge_mask, *lists):
         check_node_range(edge_index, num_nodes)
     return torch.from_numpy(edge_mask)
 
 
+def _no_edges(num_edges: int, key_dtype: np.dtype) -> Edges:
+    return Edges(np.empty((3, num_edges), np.int32), np.empty(num_edges, key_dtype))
+
+
+def _no_components(num_nodes: int, key_dtype: np.dtype) -> Components:
+    best = np.empty(num_nodes if key_dtype == np.int32 else (num_nodes, 2), np.int64)
+    return Components(best, *(np.empty(num_nodes, np.int32) for _ in range(3)))
+
+
 @njit(forceinline=True)
 def _key(bits, is_float):
-    r"""An int32 that compares as the weight does; the lower bits of negative floats count down."""
+    r"""An integer that compares as the weight does. The lower bits of negative floats fall."""
+    lowest = np.iinfo(bits).min
     if not is_float or bits >= 0:
         return bits
     # -0 is 0.
-    return bits ^ np.int32(0x7FFFFFFF) if bits != LOWEST else np.int32(0)
+    return bits ^ ~lowest if bits != lowest else bits ^ bits
+
+
+@njit(forceinline=True)
+def _offer(best, component, key, place):
+    r"""Keeps the lowest (key, place); places stand in the sequence of edge numbers."""
+    _keep_lower(best, component, np.int64(key), np.int64(place))
+
+
+def _keep_lower(best, component, key, place):
+    raise NotImplementedError
+
+
+@overload(_keep_lower, jit_options={"forceinline": True})
+def _(best, component, key, place):
+    def in_one_word(best, component, key, place):
+        best[component] = min(best[component], (key << PLACE_BITS) | place)
+
+    def in_two_words(best, component, key, place):
+        key_before, place_before = best[component, 0], best[component, 1]
+        # All ones where the key is lower or there is no place yet: a branch would be mispredicted.
+        mask = -np.int64(key < key_before) | (place_before >> 63)
+        best[component, 0] = key_before ^ ((key_before ^ key) & mask)
+        best[component, 1] = place_before ^ ((place_before ^ place) & mask)
+
+    return in_one_word if best.ndim == 1 else in_two_words
+
+
+def _place(best, component):
+    raise NotImplementedError
+
+
+@overload(_place, jit_options={"forceinline": True})
+def _(best, component):
+    r"""The place of the lowest edge, or -1."""
+
+    def in_one_word(best, component):
+        word = best[component]
+        return word & PLACE_MASK if word != NO_EDGE else np.int64(-1)
+
+    def in_two_words(best, component):
+        return best[component, 1]
+
+    return in_one_word if best.ndim == 1 else in_two_words
+
+
+def _forget(best, num_components):
+    raise NotImplementedError
+
+
+@overload(_forget)
+def _(best, num_components):
+    def in_one_word(best, num_components):
+        best[:num_components] = NO_EDGE
+
+    def in_two_words(best, num_components):
+        best[:num_components, 1] = -1
+
+    return in_one_word if best.ndim == 1 else in_two_words
 
 
 @compiled
-def _forest(
-    source, target, weight, is_float, edge_mask, edges, heavy_edges, best, label, component
-):
+def _forest(source, target, weight, is_float, num_nodes, edge_mask, edges, heavy_edges, components):
     r"""Marks the edges of the forest; returns False at a node that is out of range."""
-    num_components = len(best)
+    num_components = num_nodes
+    ends_in = components.ends_in
     num_edges = 0
     for edge in range(len(source)):
         first, second = source[edge], target[edge]
@@ -72,11 +169,11 @@ def _forest(
         num_light, num_heavy = num_edges, 0
         if num_edges > EDGES_PER_COMPONENT * num_components:
             num_light, num_heavy = _split(edges, heavy_edges, num_edges, num_components)
-        joined = _join(edges, num_light, num_components, edge_mask, best, label, component)
+        joined = _join(edges, num_light, num_components, edge_mask, components)
         num_edges = 0
         for place in range(num_heavy):
             first, second, key, edge = _get(heavy_edges, place)
-            first, second = component[first], component[second]
+            first, second = ends_in[first], ends_in[second]
             if first != second:
                 _put(edges, num_edges, first, second, key, edge)
                 num_edges += 1
@@ -86,18 +183,20 @@ def _forest(
 
 @njit(forceinline=True)
 def _get(edges, place):
-    return edges[0, place], edges[1, place], edges[2, place], edges[3, place]
+    ends, key = edges
+    return ends[0, place], ends[1, place], key[place], ends[2, place]
 
 
 @njit(forceinline=True)
 def _put(edges, place, first, second, key, edge):
-    edges[0, place], edges[1, place], edges[2, place], edges[3, place] = first, second, key, edge
+    edges.key[place] = key
+    edges.ends[0, place], edges.ends[1, place], edges.ends[2, place] = first, second, edge
 
 
 @compiled
 def _split(edges, heavy_edges, num_edges, num_components):
     r"""Moves the edges above a weight to the second list; both lists keep the sequence."""
-    sample = np.sort(edges[2, : num_edges : max(1, num_edges // SAMPLE_SIZE)])
+    sample = np.sort(edges.key[: num_edges : max(1, num_edges // SAMPLE_SIZE)])
     share = LIGHT_SHARE * EDGES_PER_COMPONENT * num_components / num_edges
     pivot = sample[int(share * len(sample))]
     num_light = num_heavy = 0
@@ -113,24 +212,25 @@ def _split(edges, heavy_edges, num_edges, num_components):
 
 
 @compiled
-def _join(edges, num_edges, num_components, edge_mask, best, label, component):
+def _join(edges, num_edges, num_components, edge_mask, components):
     r"""Runs Borůvka's rounds.
 
-    Fills `component` with what every component ends up in, and returns how many are left.
+    Fills `ends_in` with what every component is part of at last, and returns how many are left.
     """
-    best[:num_components] = NONE
+    best, label, _, ends_in = components
+    _forget(best, num_components)
     for place in range(num_edges):
         first, second, key, _ = _get(edges, place)
         _offer(best, first, key, place)
         _offer(best, second, key, place)
     for start in range(num_components):
-        component[start] = start
+        ends_in[start] = start
 
     num_left = num_components
     while num_edges > 0:
-        num_left = _contract(edges, num_left, edge_mask, best, label)
+        num_left = _contract(edges, num_left, edge_mask, components)
         for start in range(num_components):
-            component[start] = label[component[start]]
+            ends_in[start] = label[ends_in[start]]
         num_crossing = 0
         for place in range(num_edges):
             first, second, key, edge = _get(edges, place)
@@ -144,28 +244,23 @@ def _join(edges, num_edges, num_components, edge_mask, best, label, component):
     return num_left
 
 
-@njit(forceinline=True)
-def _offer(best, component, key, place):
-    r"""Keeps the lowest (key, place); places stand in the sequence of edge numbers."""
-    best[component] = min(best[component], (np.int64(key) << PLACE_BITS) | np.int64(place))
-
-
 @compiled
-def _contract(edges, num_components, edge_mask, best, label):
+def _contract(edges, num_components, edge_mask, components):
     r"""Joins every component along its best edge.
 
     Fills `label` with what every component is joined to, numbered by first member, and returns how
     many there are.
     """
+    best, label, new_number, _ = components
     for component in range(num_components):
-        if best[component] == NONE:
+        place = _place(best, component)
+        if place < 0:
             label[component] = component
             continue
-        place = best[component] & PLACE_MASK
-        edge_mask[edges[3, place]] = True
-        other = edges[0, place] + edges[1, place] - component
+        edge_mask[edges.ends[2, place]] = True
+        other = edges.ends[0, place] + edges.ends[1, place] - component
         # Of two components that choose the same edge, the lower one ends the chain of choices.
-        ends_here = best[other] == best[component] and component < other
+        ends_here = component < other and _place(best, other) == place
         label[component] = component if ends_here else other
 
     for component in range(num_components):
@@ -176,12 +271,11 @@ def _contract(edges, num_components, edge_mask, best, label):
         label[component] = end
 
     num_joined = 0
-    new_number = best
     for component in range(num_components):
         if label[component] == component:
             new_number[component] = num_joined
             num_joined += 1
     for component in range(num_components):
         label[component] = new_number[label[component]]
-    best[:num_joined] = NONE
+    _forget(best, num_joined)
     return num_joined

@@ -7,23 +7,41 @@ from torch import Tensor
 LARGEST_INT32 = 2**31 - 1
 
 
+def comparable_bits(edge_weight: Tensor, num_nodes: int) -> tuple[Tensor, bool]:
+    r"""Every weight as an int32 or an int64, and whether these are the bits of a float. Refuses
+    what 32 bits do not number.
+    """
+    _check_sizes(edge_weight.size(0), num_nodes)
+    if edge_weight.dtype == torch.float64:
+        return edge_weight.contiguous().view(torch.int64), True
+    if edge_weight.is_floating_point():
+        return edge_weight.float().contiguous().view(torch.int32), True
+    is_wide = edge_weight.dtype in (torch.int64, torch.uint32)
+    return edge_weight.to(torch.int64 if is_wide else torch.int32).contiguous(), False
+
+
 def int32_keys(edge_weight: Tensor, num_nodes: int) -> tuple[Tensor, bool]:
     r"""An int32 for every weight that compares as the weights do, and whether it is the bits of a
     float32. Refuses what 32 bits do not number.
     """
-    num_edges = edge_weight.size(0)
+    if edge_weight.dtype in (torch.float64, torch.int64, torch.uint32):
+        _check_sizes(edge_weight.size(0), num_nodes)
+        return _places_by_weight(edge_weight), False
+    return comparable_bits(edge_weight, num_nodes)
+
+
+def _check_sizes(num_edges: int, num_nodes: int) -> None:
     if max(num_nodes, num_edges) > LARGEST_INT32:
         raise ValueError(
             f"'edge_index' must have at most {LARGEST_INT32} edges and 'num_nodes' must be at most "
             f"that, got {num_edges} and {num_nodes}"
         )
-    if edge_weight.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return edge_weight.float().contiguous().view(torch.int32), True
-    if edge_weight.dtype in (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32):
-        return edge_weight.int().contiguous(), False
+
+
+def _places_by_weight(edge_weight: Tensor) -> Tensor:
     if edge_weight.dtype == torch.uint32:
         edge_weight = edge_weight.long()
     # A sort of bits would put -0 before 0; with 0 added it is 0.
     by_weight = (edge_weight + 0).sort(stable=True).indices
     places = torch.arange(len(by_weight), dtype=torch.int32, device=edge_weight.device)
-    return torch.empty_like(places).scatter_(0, by_weight, places), False
+    return torch.empty_like(places).scatter_(0, by_weight, places)
