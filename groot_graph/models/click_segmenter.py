@@ -193,8 +193,9 @@ def click_segmenter() -> ClickSegmenter:
     package.
 
     Trained by :obj:`python -m experiments.click_segmenter` on the 200 training photographs of
-    `BSDS500 <https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/>`_; see
-    :ref:`regions` for what it finds on those it has never seen.
+    `BSDS500 <https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/>`_. On its 200
+    test photographs the intersection over union of what it finds is 34.8 % in the mean with one
+    click inside and one outside, 49.9 % with three and 56.0 % with five of each.
 
     Returns:
         ClickSegmenter: The network, in evaluation mode on the CPU.

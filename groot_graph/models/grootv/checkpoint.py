@@ -162,6 +162,11 @@ def _fresh_head(model: GrootV, weights: dict) -> dict:
 def _read(path: Path) -> dict:
     if path.is_dir():
         raise ValueError(f"'path' must be a file of weights, got the folder {path}")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no such file: {path}. No weights ship with groot_graph; the authors offer theirs at "
+            "https://github.com/EasonXiao-888/GrootVL, 'Model Zoo'"
+        )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with path.open("rb") as file, safe_globals([_SETTINGS]):
@@ -187,8 +192,6 @@ def _read_safetensors(path: Path) -> dict:
         raise ImportError("reading .safetensors needs safetensors: pip install safetensors") from (
             error
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
     try:
         return load_file(path)
     except SafetensorError as error:
