@@ -28,14 +28,26 @@ from groot_graph import (
 )
 from groot_graph.analysis import affinity_map, raster_forest, scan_of_layer
 from groot_graph.datasets import CliquePath, CrossedRing, RingTransfer, TreeNeighborsMatch
-from groot_graph.models import GrootV, convert_grootv_checkpoint, load_grootv
-from groot_graph.nn import GridTreeSSM, TreeSSM, TreeSSMConv, TreeTopology
+from groot_graph.models import (
+    ClickSegmenter,
+    GrootV,
+    click_segmenter,
+    convert_grootv_checkpoint,
+    load_grootv,
+)
+from groot_graph.nn import GridTreeSSM, TreeGNN, TreeSSM, TreeSSMConv, TreeTopology
 from groot_graph.nn.tree_topology import METRICS, PLAIN_METRICS
 from groot_graph.ops.minimum_spanning_forest.reference import minimum_spanning_forest_reference
 from groot_graph.ops.root_forest.reference import root_forest_reference
 from groot_graph.ops.selective_tree_scan.reference import selective_tree_scan_reference
 from groot_graph.ops.tree_scan.reference import tree_scan_reference
-from groot_graph.transforms import ImageToGraph, PointsToGraph, TextToGraph, ToSpanningForest
+from groot_graph.transforms import (
+    ImageToGraph,
+    PointsToGraph,
+    SuperpixelsToGraph,
+    TextToGraph,
+    ToSpanningForest,
+)
 from groot_graph.visualization import plot_affinity, plot_image_tree, plot_text_tree
 from tests.equipment.graphs import to_edge_index
 from tests.equipment.scans import DIRECTIONS, EPS, FLOATS, TOLERANCE, assert_near
@@ -367,6 +379,20 @@ def test_tree_ssm_conv(data, seed, is_double):
         assert any(parameter is other for other in unused) or parameter.grad.isfinite().all()
 
 
+@fuzzes("TreeGNN")
+@few
+@given(st.data(), st.integers(1, 3), st.booleans(), st.booleans(), seeds)
+def test_tree_gnn(data, num_layers, local, edge_steps, seed):
+    edge_index, num_nodes = draw_graph(data)
+    torch.manual_seed(seed)
+    model = TreeGNN(3, 4, num_layers, 2, local=local, edge_steps=edge_steps)
+    x = draw_tensor(data, (num_nodes, 3), torch.float32, torch.Generator().manual_seed(seed))
+    with unchanged(x, edge_index):
+        out = model(x, edge_index)
+    assert out.shape == (num_nodes, 2)
+    assert_near("out", out, model(x.detach().clone(), edge_index), NEAR[x.dtype])
+
+
 @fuzzes("TreeTopology")
 @given(st.data(), seeds, st.booleans())
 def test_tree_topology(data, seed, is_double):
@@ -444,6 +470,18 @@ def test_transforms(data, seed):
             rooted = to_forest(graph)
         assert set(graph.keys()) == keys
         check_spans(Forest.from_data(rooted), graph.edge_index)
+
+
+@fuzzes("SuperpixelsToGraph")
+@few
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 9), seeds)
+def test_superpixels(height, width, num_superpixels, seed):
+    pytest.importorskip("skimage")
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+    with unchanged(image):
+        graph = SuperpixelsToGraph(num_superpixels)(image)
+    graph.validate()
+    assert graph.segment_index.unique().tolist() == list(range(graph.num_nodes))
 
 
 def check_spans(forest, edge_index):
@@ -558,6 +596,33 @@ def test_grootv(data, batch_size, height, width, seed):
     assert_near("logits", found, model(images.detach().contiguous()), 2e-4)
     found.sum().backward()
     assert (images.grad is not None) == images.requires_grad
+
+
+@fuzzes("ClickSegmenter", "click_segmenter")
+@few
+@given(st.data(), st.integers(0, 2), st.integers(1, 5), st.integers(1, 5), seeds)
+def test_click_segmenter(data, batch_size, height, width, seed):
+    torch.manual_seed(seed)
+    model = deepcopy(small_segmenter())
+    generator = torch.Generator().manual_seed(seed)
+    images, clicks = (
+        draw_tensor(data, (batch_size, channels, height, width), torch.float32, generator)
+        for channels in (3, 2)
+    )
+    with unchanged(images, clicks):
+        out = model(images, clicks)
+    assert out.shape == (batch_size, height, width)
+    plain_ones = images.detach().clone(), clicks.detach().clone()
+    assert_near("out", out, model(*plain_ones), NEAR[images.dtype])
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    photograph = torch.rand(3, height, width, generator=generator)
+    found = click_segmenter().segment(photograph, [(x, y)])
+    assert found.shape == (height, width) and ((found >= 0) & (found <= 1)).all()
+
+
+@lru_cache(maxsize=1)
+def small_segmenter():
+    return ClickSegmenter(4, 1, 8)
 
 
 @fuzzes("convert_grootv_checkpoint", "load_grootv")

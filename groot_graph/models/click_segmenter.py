@@ -102,7 +102,7 @@ class ClickSegmenter(nn.Module):
         r"""The probability of every pixel of a photograph to be in the region.
 
         Args:
-            image (Tensor or PIL.Image.Image or str or Path): A photograph in colors, as
+            image (Tensor or PIL.Image.Image or str or PathLike): A photograph in colors, as
                 :class:`~groot_graph.transforms.ImageToGraph` reads it.
             inside (list of (float, float)): The places that were clicked inside of the region,
                 each as :obj:`(x, y)` in pixels from the upper left corner.

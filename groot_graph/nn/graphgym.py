@@ -16,7 +16,8 @@ class TreeSSMLayer(torch.nn.Module):
     :obj:`gnn.layer_type: treessmconv` in a configuration.
 
     Args:
-        layer_config (LayerConfig): The sizes, and whether the projections have a bias.
+        layer_config (torch_geometric.graphgym.models.layer.LayerConfig): The sizes, and whether the
+            projections have a bias.
         **kwargs (optional): Arguments of :class:`~groot_graph.nn.TreeSSMConv`.
 
     Example:

@@ -65,21 +65,18 @@ def minimum_spanning_forest_cpu(edge_index: Tensor, edge_weight: Tensor, num_nod
     bits, is_float = comparable_bits(edge_weight, num_nodes)
     weight = bits.numpy()
     edge_mask = np.zeros(num_edges, np.bool_)
-    edges, heavy_edges = (_no_edges(num_edges, weight.dtype) for _ in range(2))
-    components = _no_components(num_nodes, weight.dtype)
+    edges = Edges(np.empty((3, num_edges), np.int32), np.empty_like(weight))
+    heavy_edges = Edges(np.empty((3, num_edges), np.int32), np.empty_like(weight))
+    components = Components(
+        np.empty(num_nodes if weight.dtype == np.int32 else (num_nodes, 2), np.int64),
+        np.empty(num_nodes, np.int32),
+        np.empty(num_nodes, np.int32),
+        np.empty(num_nodes, np.int32),
+    )
     lists = edges, heavy_edges, components
     if not _forest(source, target, weight, is_float, num_nodes, edge_mask, *lists):
         check_node_range(edge_index, num_nodes)
     return torch.from_numpy(edge_mask)
-
-
-def _no_edges(num_edges: int, key_dtype: np.dtype) -> Edges:
-    return Edges(np.empty((3, num_edges), np.int32), np.empty(num_edges, key_dtype))
-
-
-def _no_components(num_nodes: int, key_dtype: np.dtype) -> Components:
-    best = np.empty(num_nodes if key_dtype == np.int32 else (num_nodes, 2), np.int64)
-    return Components(best, *(np.empty(num_nodes, np.int32) for _ in range(3)))
 
 
 @njit(forceinline=True)

@@ -28,7 +28,7 @@ def root_forest_cpu(
     if num_kept < 0:
         check_node_range(edge_index, num_nodes)
 
-    parent, size, taken = _take_leaves(ends.copy(), num_nodes)
+    parent, size, taken = _take_highest_leaves(ends.copy())
     if len(taken) != num_kept:
         num_trees = _num_components(edge_index, is_kept, num_nodes)
         check_acyclic(num_nodes, num_trees, num_kept)
@@ -37,21 +37,13 @@ def root_forest_cpu(
         roots = _other_roots(root, parent, taken, roots)
         # A count below zero never comes to that of a leaf.
         ends[roots, 0] -= num_nodes + 1
-        parent, size, taken = _take_leaves(ends, num_nodes)
+        parent, size, taken = _take_highest_leaves(ends)
     order = np.empty(num_nodes, np.int64)
     _order_nodes(parent, size, taken, roots, order)
     return torch.from_numpy(order), torch.from_numpy(parent)
 
 
 root_forest_plan_cpu, root_forest_plan_size_cpu = make_plan, plan_size
-
-
-def _take_leaves(ends: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""The parents, the sizes of subtrees, and all nodes but the roots, children before parents."""
-    parent, size = np.arange(num_nodes), np.ones(num_nodes, ends.dtype)
-    taken = np.empty(num_nodes, ends.dtype)
-    num_taken = _take_highest_leaves(ends, parent, size, taken)
-    return parent, size, taken[:num_taken]
 
 
 def _num_components(edge_index: Tensor, is_kept: np.ndarray, num_nodes: int) -> int:
@@ -96,12 +88,14 @@ def _count_ends(source, target, is_kept, ends):
 
 
 @compiled
-def _take_highest_leaves(ends, parent, size, taken):
+def _take_highest_leaves(ends):
     r"""Takes the highest leaf of the forest, again and again: the lowest node of a tree is left.
 
-    Returns how many nodes are taken. Those on circles, and between two roots, are not.
+    Returns the parents, the sizes of subtrees, and the nodes that are taken, children before
+    parents. Those on circles, and between two roots, are not.
     """
-    num_taken = 0
+    parent, size = np.arange(len(ends)), np.ones_like(ends[:, 0])
+    taken, num_taken = np.empty_like(size), 0
     for start in range(len(ends) - 1, -1, -1):
         node = start
         # What lies below the start is met later.
@@ -115,7 +109,7 @@ def _take_highest_leaves(ends, parent, size, taken):
             taken[num_taken] = node
             num_taken += 1
             node = above
-    return num_taken
+    return parent, size, taken[:num_taken]
 
 
 @compiled

@@ -129,8 +129,8 @@ def _in_common_dtypes(u, delta, A, B, C, D, transition_delta) -> tuple:
     r"""What nodes have in one dtype, which may be a half type; what channels have in the dtype that
     is computed in.
     """
-    of_nodes = [value for value in (u, delta, B, C, transition_delta) if value is not None]
-    of_channels = [value for value in (A, D) if value is not None]
+    of_nodes = (u, delta, B, C) if transition_delta is None else (u, delta, B, C, transition_delta)
+    of_channels = (A,) if D is None else (A, D)
     dtype = computing_dtype(*of_nodes, *of_channels)
     is_double = dtype == torch.float64
     node_dtype = dtype if is_double else operand_dtype(*of_nodes)

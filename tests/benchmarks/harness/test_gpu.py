@@ -108,7 +108,7 @@ def test_input_sets_are_more_than_a_cache_holds(monkeypatch):
 
 def test_our_kernels_are_those_of_the_sources():
     names = gpu.our_kernels()
-    assert {"find_lowest", "list_arcs", "reduce_input", "finish_input"} <= names
+    assert {"find_lowest", "cut_tiers", "reduce_input", "finish_input"} <= names
     text = "".join(path.read_text() for path in (ROOT / "cuda").glob("*.cu*"))
     assert len(names) <= text.count("__global__")
     assert all(f"{name}(" in text for name in names)
