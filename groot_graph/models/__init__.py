@@ -4,6 +4,7 @@ import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from groot_graph.models.click_segmenter import ClickSegmenter, click_segmenter
 from groot_graph.models.grootv import (
     GrootV,
     convert_grootv_checkpoint,
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from groot_graph.models.grootl import GrootLForCausalLM
 
 __all__ = [
+    "ClickSegmenter",
     "GrootLForCausalLM",
     "GrootV",
+    "click_segmenter",
     "convert_grootv_checkpoint",
     "grootv_base",
     "grootv_micro",

@@ -165,7 +165,7 @@ class TreeSSMConv(MessagePassing):
             self.inner_channels, state_size, dt_rank, direction, state_norm, edge_steps=edge_steps
         )
         if state_size == 1:
-            self.ssm.x_proj = _SlowLinear(self.inner_channels, dt_rank + 2, bias=False)
+            self.ssm.x_proj = _SlowLinear(self.inner_channels, self.ssm.dt_rank + 2, bias=False)
         self.out_norm = LayerNorm(self.inner_channels)
         self.out_proj = Linear(self.inner_channels, out_channels, bias=bias)
         if aggr is not None:

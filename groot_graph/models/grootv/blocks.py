@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from groot_graph.forest import Forest
 from groot_graph.nn.grid_tree_ssm import GridTreeSSM, convolve
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -70,7 +71,8 @@ class GrootVBlock(nn.Module):
         **kwargs (optional): Arguments of :class:`~groot_graph.nn.GridTreeSSM`.
 
     Shapes:
-        - **input:** features :math:`(B, H, W, C)`
+        - **input:** features :math:`(B, H, W, C)`; a forest and the lengths of its edges, where the
+          states are not to pass along trees over the features
         - **output:** features :math:`(B, H, W, C)`
     """
 
@@ -87,8 +89,10 @@ class GrootVBlock(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
+    def forward(
+        self, x: Tensor, forest: Forest | None = None, edge_length: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.drop_path(self.mixer(self.norm1(x), forest, edge_length))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
