@@ -84,7 +84,7 @@ class ImageToGraph(InputToGraph):
 
     def forward(self, data: Any) -> Data:
         image, data = self.take_input(data)
-        image = self._check_shape(_to_float(_to_tensor(image)))
+        image = self._check_shape(to_float(read_image(image)))
         images = image if image.dim() == 4 else image[None]
         patches = F.pixel_unshuffle(images, self.patch_size)
         num_graphs, num_features, height, width = patches.shape
@@ -127,7 +127,8 @@ def _grid_pos(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=1).float()
 
 
-def _to_tensor(image: Any) -> Tensor:
+def read_image(image: Any) -> Tensor:
+    r"""A tensor as it is, or the pixels of a PIL image or a file, with the channels first."""
     if isinstance(image, Tensor):
         return image
     if isinstance(image, (str, PathLike)):
@@ -192,7 +193,8 @@ def _to_plain_mode(image: Any) -> Any:
     return image if mode == image.mode else image.convert(mode)
 
 
-def _to_float(image: Tensor) -> Tensor:
+def to_float(image: Tensor) -> Tensor:
+    r"""Bytes to numbers from 0 to 1."""
     if image.is_floating_point():
         return image
     if image.dtype == torch.uint8:
