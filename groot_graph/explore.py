@@ -260,8 +260,8 @@ def make_app(model: ClickSegmenter, photo: Tensor) -> Any:
             side = gr.Radio([INSIDE, OUTSIDE], value=INSIDE, label="The next click is")
             picture, line = masked(model, photo, Clicks())
             picture = gr.Image(
-                picture, format="png", type="pil", label="photograph", interactive=False,
-                buttons=[], elem_id="photo",
+                picture, format="png", type="pil", show_label=False, interactive=False, buttons=[],
+                elem_id="photo",
             )  # fmt: skip
             told = gr.Markdown(line)
             with gr.Row():
