@@ -51,6 +51,7 @@ def page_of(
     data = {
         "title": title,
         "note": note,
+        "slider": "block",
         "blocks": len(sizes),
         "sizes": [list(size) for size in sizes],
         "panels": panels,

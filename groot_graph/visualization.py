@@ -309,12 +309,8 @@ def save_text_explorer(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_text_explorer(f"{folder}/text.html", ["the", "cat", "sat", "down"], scans)
     """
-    words = _printable(tokens)
-    num_blocks = _check_scans(scans)
-    _check_sizes(scans, [len(words)] * num_blocks, "tokens")
-    content = {"kind": "text", "words": words, "start": len(words) - 1}
-    sizes = [(1, len(words))] * num_blocks
-    Path(path).write_text(page_of(content, sizes, scans, title, note), encoding="utf-8")
+    page = text_page(tokens, scans, title, note)
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def save_graph_explorer(
@@ -352,16 +348,8 @@ def save_graph_explorer(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_graph_explorer(f"{folder}/graph.html", data.pos, scans)
     """
-    check_floating("pos", pos)
-    if pos.dim() != 2 or pos.size(1) < 2 or len(pos) == 0:
-        raise ValueError(f"'pos' must have shape [num_nodes, 2 or more], got {list(pos.shape)}")
-    if not bool(pos[:, :2].isfinite().all()):
-        raise ValueError("'pos' must be finite, got an infinite one or NaN")
-    num_blocks = _check_scans(scans)
-    _check_sizes(scans, [len(pos)] * num_blocks, "pos")
-    content = {"kind": "points", "start": [0.5, 0.5], **points_of(pos)}
-    sizes = [(1, len(pos))] * num_blocks
-    Path(path).write_text(page_of(content, sizes, scans, title, note), encoding="utf-8")
+    page = graph_page(pos, scans, title, note)
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def image_page(
@@ -395,6 +383,36 @@ def image_page(
         "start": [0.5, 0.5],
     }
     return page_of(content, sizes, scans, title, note)
+
+
+def text_page(
+    tokens: Sequence[str], scans: Mapping[str, Sequence[Scan]], title: str, note: str
+) -> str:
+    r"""What :func:`save_text_explorer` saves."""
+    words = _printable(tokens)
+    num_blocks = _check_scans(scans)
+    _check_sizes(scans, [len(words)] * num_blocks, "tokens")
+    content = {"kind": "text", "words": words, "start": len(words) - 1}
+    return page_of(content, [(1, len(words))] * num_blocks, scans, title, note)
+
+
+def graph_page(
+    pos: Tensor,
+    scans: Mapping[str, Sequence[Scan]],
+    title: str,
+    note: str,
+    slider: str = "block",
+) -> str:
+    r"""What :func:`save_graph_explorer` saves."""
+    check_floating("pos", pos)
+    if pos.dim() != 2 or pos.size(1) < 2 or len(pos) == 0:
+        raise ValueError(f"'pos' must have shape [num_nodes, 2 or more], got {list(pos.shape)}")
+    if not bool(pos[:, :2].isfinite().all()):
+        raise ValueError("'pos' must be finite, got an infinite one or NaN")
+    num_blocks = _check_scans(scans)
+    _check_sizes(scans, [len(pos)] * num_blocks, "pos")
+    content = {"kind": "points", "start": [0.5, 0.5], "slider": slider, **points_of(pos)}
+    return page_of(content, [(1, len(pos))] * num_blocks, scans, title, note)
 
 
 def _check_scans(scans: Mapping[str, Sequence[Scan]]) -> int:

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from groot_graph import explore
 from groot_graph.analysis import affinity_map, scan_of_layer
 from groot_graph.explore import INSIDE, OUTSIDE, Clicks, main, masked, scans_of_photo
-from groot_graph.models import ClickSegmenter, click_segmenter
+from groot_graph.models import ClickSegmenter, GrootLForCausalLM, click_segmenter
+from groot_graph.models.grootl import GrootLConfig
+from tests.equipment.pages import affinity_in_python, data_of, transition_of
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio")
 
@@ -145,3 +151,85 @@ def test_a_port_that_is_taken_is_told_in_one_line(file, capsys):
 def test_serves_to_this_machine_alone():
     options = explore.launch_options(7860)
     assert options["server_name"] == "127.0.0.1" and options["share"] is False
+
+
+def saved(tmp_path, *arguments) -> str:
+    main([*map(str, arguments), "--save", str(tmp_path / "page.html")])
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_sentence_without_a_network_says_that_weights_are_random(tmp_path):
+    page = saved(tmp_path, "--text", "the cat sat on the mat")
+    data = data_of(page)
+    assert data["words"] == ["the", "cat", "sat", "on", "the", "mat"] and data["blocks"] == 2
+    assert "The weights are random" in data["note"]
+    # The chain carries from every token to the next what the plain scan does.
+    heard = affinity_in_python(page, panel=1, block=0, node=5)
+    transition = transition_of(data["transitions"][0])
+    assert heard[3] == pytest.approx((transition[3] * transition[4]).mean())
+
+
+def test_a_sentence_is_read_by_a_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    vocabulary = {"[UNK]": 0, "the": 1, "cat": 2, "sat": 3}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
+    config = GrootLConfig(vocab_size=4, hidden_size=32, num_hidden_layers=1, state_size=16)
+    model = GrootLForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    page = saved(tmp_path, "--text", "the cat sat the cat", "--model", folder)
+    data = data_of(page)
+    assert data["words"] == ["the", "cat", "sat", "the", "cat"] and "random" not in data["note"]
+    forest, transition = scan_of_layer(model, torch.tensor([[1, 2, 3, 1, 2]]))
+    wanted = affinity_map(forest, transition[:, ::4].contiguous(), 4)
+    assert affinity_in_python(page, 0, 0, 4) == pytest.approx(wanted.numpy(), abs=2e-4)
+
+
+def test_points_are_heard_within_their_cluster(tmp_path):
+    generator = np.random.default_rng(0)
+    clusters = [center + 0.1 * generator.standard_normal((20, 2)) for center in (0, 3)]
+    np.savetxt(tmp_path / "points.csv", np.concatenate(clusters), delimiter=",")
+    page = saved(tmp_path, "--points", tmp_path / "points.csv")
+    data = data_of(page)
+    assert data["slider"] == "reach" and data["blocks"] == len(explore.REACHES)
+    heard = affinity_in_python(page, panel=0, block=2, node=5)
+    assert heard[:20].min() > 10 * heard[20:].max()
+
+
+@pytest.mark.parametrize("rows", ["1,2", "1,2\n3,4", "1,1\n1,1\n1,1", "1,2,3\n4,5,6\n7,8,10"])
+def test_few_and_equal_points(tmp_path, rows, capsys):
+    (tmp_path / "points.csv").write_text(rows)
+    if rows.count("\n") == 0:
+        with pytest.raises(SystemExit):
+            saved(tmp_path, "--points", tmp_path / "points.csv")
+        assert "two points or more" in capsys.readouterr().err
+    else:
+        page = saved(tmp_path, "--points", tmp_path / "points.csv")
+        assert affinity_in_python(page, 0, 0, 0)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to look into"),
+        (["--time"], "nothing to look into"),
+        (["--time", "--text", "a b"], "--time needs PHOTO"),
+        (["--text", " "], "--text: holds no word"),
+        (["--text", "a b", "--model", "no folder"], "there is no such folder"),
+        (["--points", "no file"], "there is no such file"),
+        (["--points", "setup.cfg"], "not a table of numbers"),
+    ],
+)
+def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        saved(tmp_path, *arguments)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_one_page_is_saved_at_a_time(file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        saved(tmp_path, file, "--text", "a b")
+    assert "--save writes one page" in capsys.readouterr().err
