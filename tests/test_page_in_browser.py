@@ -206,7 +206,10 @@ def served(tmp_path_factory):
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    points = file.with_name("points.csv")
+    np.savetxt(points, np.random.default_rng(0).random((50, 2)), delimiter=",")
     command = [sys.executable, "-m", "groot_graph.explore", str(file), "--port", str(port)]
+    command += ["--text", "the cat sat on the mat", "--points", str(points)]
     process = subprocess.Popen(command)
     try:
         wait_for(f"http://127.0.0.1:{port}", process)
@@ -259,6 +262,22 @@ def test_the_served_page_shows_affinities_and_masks(open_page, served, screen):
     wanted = (click_segmenter().segment(file, **places) > 0.5).float().mean().item()
     share = float(page.get_by_text("The thing covers").inner_text().split()[3])
     assert share == pytest.approx(100 * wanted, abs=0.06)
+
+
+@needs_gradio
+@pytest.mark.parametrize("screen", list(SCREENS))
+def test_every_tab_is_as_high_as_its_page(open_page, served, screen):
+    page = open_page(served[0], screen)
+    page.frame_locator("iframe").locator(".stage").first.wait_for()
+    for name in ("Sentence", "Points", "Affinity"):
+        page.get_by_role("tab", name=name).click()
+        frame = page.locator(f"iframe[title={name}]")
+        frame.wait_for()
+        page.wait_for_timeout(300)
+        inside = frame.evaluate("frame => frame.contentDocument.body.scrollHeight")
+        assert 0 < inside <= frame.bounding_box()["height"]
+        stage = page.frame_locator(f"iframe[title={name}]").locator(".stage").first
+        assert stage.get_attribute("data-node") is not None
 
 
 @needs_gradio
