@@ -13,7 +13,7 @@ from groot_graph.graphs import grid_edge_index
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn import TreeTopology
 from groot_graph.nn.grid_tree_ssm import convolve
-from groot_graph.transforms import ImageToGraph
+from groot_graph.transforms.images import to_image
 
 WEIGHTS = Path(__file__).parent / "weights" / "click_segmenter.pt"
 # Of the photographs that the weights have seen.
@@ -154,13 +154,13 @@ class ClickSegmenter(nn.Module):
 
 
 def _colors(image: Any) -> Tensor:
-    data = ImageToGraph()(image)
-    if data.x.size(1) != 3 or data.x.size(0) != data.height * data.width:
+    # No graph of all pixels, which would take longer than the network.
+    pixels = to_image(image)
+    if pixels.dim() != 3 or pixels.size(0) != 3 or pixels.numel() == 0:
         raise ValueError(
-            "'image' must be one photograph of shape [3, height, width], got "
-            f"{data.x.size(1)} channels and {data.x.size(0)} pixels"
+            f"'image' must be one photograph of shape [3, height, width], got {list(pixels.shape)}"
         )
-    return data.x.view(1, data.height, data.width, 3).permute(0, 3, 1, 2)
+    return pixels[None]
 
 
 def _clicked(
