@@ -14,6 +14,9 @@ from groot_graph.cluster import HDBSCAN, euclidean_spanning_tree
 from groot_graph.transforms import PointsToGraph
 from tests.equipment.clusters import assert_same_clusters
 
+# Its peers compile for a minute; README and the guide run it with every other test.
+pytestmark = pytest.mark.full
+
 pytest.importorskip("fast_hdbscan")
 
 POINTS = {

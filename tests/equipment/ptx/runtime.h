@@ -172,6 +172,19 @@ inline T insert(T a, T b, u32 first, u32 number) {
     return (b & ~replaced) | (shl(a, first) & replaced);
 }
 
+// Four of the eight bytes of `low` and `high`, or the sign of one in all its bits.
+inline u32 permute(u32 low, u32 high, u32 selected) {
+    const u64 bytes = low | u64(high) << 32;
+    u32 found = 0;
+    for (int place = 0; place < 4; ++place) {
+        const u32 choice = selected >> 4 * place & 15;
+        u32 byte = bytes >> 8 * (choice & 7) & 255;
+        if (choice & 8) byte = byte & 128 ? 255 : 0;
+        found |= byte << 8 * place;
+    }
+    return found;
+}
+
 // Comparisons: with a NaN none holds, but for those whose name ends in u, which all hold.
 template <typename T>
 inline pred eq(T a, T b) {

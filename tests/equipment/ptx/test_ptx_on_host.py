@@ -100,6 +100,15 @@ def test_upper_halves_of_products_and_bits_put_into_others():
     assert y.tolist() == [*high, -1 - 0xFF0 + 0xBC0]
 
 
+def test_bytes_are_put_into_any_places():
+    y = zeros(1)
+    body = """if (i == 0) asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y[0])
+        : "r"(0x44332291), "r"(0x88776655), "r"(0x8540));"""
+    run("int* y", body, y)
+    # From the lowest place on: byte 0, byte 4, byte 5, and the sign of byte 0.
+    assert int(y[0]) % 2**32 == 0xFF665591
+
+
 def test_halves_are_converted_as_pytorch_does():
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     halves = bits.view(torch.float16)

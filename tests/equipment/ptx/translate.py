@@ -257,6 +257,12 @@ def _inserted(form, result, inserted, into, first, number, line):
     return _set(result, f"insert({', '.join([*values, *range])})")
 
 
+@_group("integer", r"prmt\.(?P<type>b32)")
+def _permuted(form, result, *operands, line):
+    values = ", ".join(_read(operand, "u32") for operand in operands)
+    return _set(result, f"permute({values})")
+
+
 @_group("integer", r"mul\.wide\.(?P<type>[su](?:16|32))")
 def _multiplied_wide(form, result, *operands, line):
     wide = WIDE[form["type"]]
