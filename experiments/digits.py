@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM, place_of
+from experiments.mixers import CrossSSM, GuidedSSM, LocalSSM, RasterSSM
 from experiments.runner import Experiment, chosen
 from experiments.tables import against, markdown, percents, plot_variants, sizes, spread, summary
 from experiments.training import fit_until_it_stops, num_parameters, widest
 from experiments.vision import accuracy as share_of_right_answers
 from experiments.vision import batches, channels, load_images, loss_of
+from groot_graph.models.click_segmenter import place_of
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn import GridTreeSSM
 from groot_graph.nn.grid_tree_ssm import convolve

@@ -102,13 +102,6 @@ def centered(colors: Tensor) -> Tensor:
     return 4 * (colors - 0.45)
 
 
-def place_of(images: Tensor) -> Tensor:
-    """Row and column of every pixel, from -1 to 1, of shape `[batch, 2, height, width]`."""
-    rows, columns = (torch.linspace(-1, 1, size) for size in images.shape[2:])
-    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    return place.expand(len(images), -1, -1, -1)
-
-
 def raster_chains(u: Tensor, by_column: bool = False) -> Forest:
     """Of every image of a batch one, rooted at its last pixel."""
     batch, height, width, _ = u.shape

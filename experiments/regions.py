@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.mixers import EDGE_STEPS, MIXERS, GuidedSSM, centered, place_of
+from experiments.mixers import EDGE_STEPS, MIXERS, GuidedSSM, centered
 from experiments.photographs import (
     Photograph,
     Tasks,
@@ -25,9 +25,10 @@ from experiments.photographs import (
     intersection_over_union,
     load_photographs,
 )
-from experiments.runner import Experiment, chosen
+from experiments.runner import Experiment, by_variant
 from experiments.tables import against, markdown, plot_variants, sizes, spread, summary
 from experiments.training import fit_until_it_stops, num_parameters, widest
+from groot_graph.models.click_segmenter import place_of
 from groot_graph.models.grootv.blocks import GrootVBlock
 from groot_graph.nn.grid_tree_ssm import convolve
 
@@ -175,7 +176,7 @@ def score(network: nn.Module, tasks: Tasks) -> float:
 
 def table(runs: list[dict]) -> str:
     """Mean intersection over union with each number of clicks, and the paired difference."""
-    found = by_variant(runs)
+    found = by_variant(runs, VARIANTS)
     rows = [
         [
             variant,
@@ -198,15 +199,9 @@ def table(runs: list[dict]) -> str:
     return f"{summary(runs)}\nintersection over union, %\n\n{markdown(header, rows)}"
 
 
-def by_variant(runs: list[dict]) -> dict[str, list[dict]]:
-    """The runs of each with its chosen learning rate."""
-    found = {name: chosen(runs, variant=name) for name in VARIANTS}
-    return {name: runs for name, runs in found.items() if runs}
-
-
 def plot(runs: list[dict], path: Path) -> None:
     what = "intersection over union on test photographs of BSDS500, 3 + 3 clicks"
-    plot_variants(by_variant(runs), EDGE_STEPS, what, path)
+    plot_variants(by_variant(runs, VARIANTS), EDGE_STEPS, what, path)
 
 
 EXPERIMENT = Experiment(

@@ -1,7 +1,7 @@
 """The one way an experiment is run: its cells, their runs in a file, a table and a picture."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -172,6 +172,12 @@ def chosen(runs: list[dict], **cell) -> list[dict]:
         return []
     best = min(first, key=lambda run: (-run["validation"], run["learning_rate"]))
     return [run for run in runs if run["learning_rate"] == best["learning_rate"]]
+
+
+def by_variant(runs: list[dict], variants: Iterable[str]) -> dict[str, list[dict]]:
+    """The runs of each variant with its chosen learning rate."""
+    found = {name: chosen(runs, variant=name) for name in variants}
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def check_parameters(runs: list[dict], within: float) -> None:

@@ -24,10 +24,11 @@ from experiments.camvid import (
     intersection_over_union,
     load_scenes,
 )
-from experiments.mixers import MIXERS, TREE, GuidedSSM, centered, place_of
-from experiments.runner import Experiment, chosen
+from experiments.mixers import MIXERS, TREE, GuidedSSM, centered
+from experiments.runner import Experiment, by_variant
 from experiments.tables import against, markdown, percents, plot_variants, sizes, spread, summary
 from experiments.training import fit_until_it_stops, num_parameters, widest
+from groot_graph.models.click_segmenter import place_of
 from groot_graph.models.grootv.blocks import GrootVBlock, Stem
 
 # The settings.
@@ -172,7 +173,7 @@ def score(network: nn.Module, scenes: Scenes) -> float:
 
 def table(runs: list[dict]) -> str:
     """Mean intersection over union, and the paired difference to the published tree."""
-    found = by_variant(runs)
+    found = by_variant(runs, VARIANTS)
     rows = [
         [
             variant,
@@ -188,15 +189,9 @@ def table(runs: list[dict]) -> str:
     return f"{summary(runs)}\n\n{markdown(header, rows)}"
 
 
-def by_variant(runs: list[dict]) -> dict[str, list[dict]]:
-    """The runs of each with its chosen learning rate."""
-    found = {name: chosen(runs, variant=name) for name in VARIANTS}
-    return {name: runs for name, runs in found.items() if runs}
-
-
 def plot(runs: list[dict], path: Path) -> None:
     what = "mean intersection over union on test scenes of CamVid"
-    plot_variants(by_variant(runs), TREE, what, path)
+    plot_variants(by_variant(runs, VARIANTS), TREE, what, path)
 
 
 EXPERIMENT = Experiment(

@@ -3,9 +3,9 @@ import torch
 
 from experiments import digits
 from experiments.digits import EXPERIMENT, MIXERS, PLACES, ROWS, TREE, make_network, run
-from experiments.mixers import place_of
 from experiments.runner import main
 from experiments.training import num_parameters
+from groot_graph.models.click_segmenter import place_of
 
 
 @pytest.fixture
