@@ -26,6 +26,7 @@ from experiments.runner import Experiment, chosen
 from experiments.tables import accuracy_cell, markdown, summary
 from experiments.training import fit_until_it_stops, num_parameters
 from groot_graph.nn import TreeSSMConv
+from groot_graph.nn.tree_gnn import LocalAndTree
 
 DATASETS = ("minesweeper", "tolokers", "actor", "chameleon_filtered", "squirrel_filtered")
 
@@ -37,24 +38,12 @@ steps_per_check = 20
 most_steps = 1500
 
 
-class Mix(nn.Module):
-    """A layer that hears its neighbors through a matrix, and all nodes along a tree."""
-
-    def __init__(self, channels: int, **settings):
-        super().__init__()
-        self.near = SAGEConv(channels, channels)
-        self.far = TreeSSMConv(channels, channels, aggr=None, expand=1, **settings)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.near(x, edge_index) + self.far(x, edge_index)
-
-
 # Of so many channels.
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "TreeSSMConv": lambda width: TreeSSMConv(width, width),
     "TreeSSMConv, edge steps": lambda width: TreeSSMConv(width, width, edge_steps=True),
-    "SAGE + TreeSSMConv": Mix,
-    "SAGE + TreeSSMConv, edge steps": partial(Mix, edge_steps=True),
+    "SAGE + TreeSSMConv": lambda width: LocalAndTree(width, width),
+    "SAGE + TreeSSMConv, edge steps": lambda width: LocalAndTree(width, width, edge_steps=True),
     "GCN": lambda width: GCNConv(width, width),
     "SAGE": lambda width: SAGEConv(width, width),
     "GAT": lambda width: GATConv(width, width // 4, heads=4),

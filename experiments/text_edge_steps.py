@@ -48,6 +48,7 @@ from groot_graph.models.grootl import GrootLConfig, GrootLForCausalLM, GrootLMix
 from groot_graph.models.grootl.mixer import Operands
 from groot_graph.models.grootl.trees import CausalTree, ContextTree, TextLayout, TextTree
 from groot_graph.nn.tree_ssm import INITIAL_SCALE
+from groot_graph.nn.tree_topology import euclidean
 
 # The settings.
 embedding_size = 8
@@ -65,8 +66,8 @@ class LengthTree(TextTree):
     def forward(self, embedded: Tensor, B: Tensor, layout: TextLayout) -> Forest:
         weight = embedded.new_zeros(*embedded.shape[:2], self.window)
         for distance in range(1, min(self.window, layout.num_places - 1) + 1):
-            apart = embedded[:, distance:] - embedded[:, :-distance]
-            weight[:, distance:, distance - 1] = torch.linalg.vector_norm(apart, dim=-1)
+            length = euclidean(embedded[:, distance:], embedded[:, :-distance])
+            weight[:, distance:, distance - 1] = length
         return self.grow(weight, layout)
 
 
@@ -107,18 +108,11 @@ class EdgeStepsMixer(GrootLMixer):
         embedded = self.embedding(operands.u)
         forest = self.tree(embedded, operands.B, layout)
         nodes, embedded = operands.of_nodes(), embedded.flatten(0, 1)
-        length = distances(embedded, embedded[forest.parent])
+        length = euclidean(embedded, embedded[forest.parent])
         step = self.tree.step_of_edge(nodes.delta) + length[:, None] * F.softplus(self.sigma)
         return selective_tree_scan(
             *nodes, forest, direction=self.tree.direction, transition_delta=step
         )
-
-
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean, without a gradient where they are zero."""
-    squared = (a - b).square().sum(dim=-1)
-    is_apart = squared > 0
-    return torch.where(is_apart, torch.where(is_apart, squared, 1.0).sqrt(), 0.0)
 
 
 def edge_steps(tree: type[LengthTree]) -> partial:

@@ -114,7 +114,7 @@ class TreeGNN(torch.nn.Module):
         self.residual = residual
 
         self.lin_in = Linear(in_channels, hidden_channels)
-        layer = _LocalAndTree if local else TreeSSMConv
+        layer = LocalAndTree if local else TreeSSMConv
         self.convs = ModuleList(
             layer(hidden_channels, hidden_channels, **kwargs) for _ in range(num_layers)
         )
@@ -173,14 +173,14 @@ class TreeGNN(torch.nn.Module):
         return x if self.lin_out is None else self.lin_out(x)
 
     def __repr__(self) -> str:
-        options = {"residual": self.residual, "local": isinstance(self.convs[0], _LocalAndTree)}
+        options = {"residual": self.residual, "local": isinstance(self.convs[0], LocalAndTree)}
         return (
             f"{self.__class__.__name__}({self.in_channels}, {self.out_channels}, "
             f"num_layers={self.num_layers}{told_options(TreeGNN, options)})"
         )
 
 
-class _LocalAndTree(torch.nn.Module):
+class LocalAndTree(torch.nn.Module):
     r"""Neighbors through a matrix, and all nodes along a tree."""
 
     def __init__(self, in_channels: int, out_channels: int, **kwargs):

@@ -11,11 +11,11 @@ from experiments.text_edge_steps import (
     EXPERIMENT,
     VARIANTS,
     EdgeStepsMixer,
-    distances,
     make_model,
     run,
 )
 from experiments.training import num_parameters
+from groot_graph.nn.tree_topology import euclidean
 
 RECALL = "associative recall"
 LEARNED = [name for name in VARIANTS if name.endswith("edge steps")]
@@ -88,7 +88,7 @@ def test_of_no_length_is_the_tree_of_ties(variant):
 
 def test_distances_have_no_gradient_where_they_are_zero():
     a = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
-    found = distances(a, torch.zeros(2, 2))
+    found = euclidean(a, torch.zeros(2, 2))
     assert found.tolist() == [0, 5]
     found.sum().backward()
     assert a.grad.allclose(torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
