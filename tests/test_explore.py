@@ -136,6 +136,7 @@ def test_gradio_missing_is_told_in_one_line(file, monkeypatch, capsys):
     assert error.count("\n") == 1 and 'pip install "groot-graph[explore]"' in error
 
 
+@pytest.mark.full
 @needs_gradio
 def test_a_port_that_is_taken_is_told_in_one_line(file, capsys):
     with socket.socket() as taken:

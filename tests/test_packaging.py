@@ -47,7 +47,12 @@ def test_readme_command_has_its_own_block(extra, command):
 
 
 @pytest.mark.parametrize(
-    "document", [name for name, text in DOCUMENTS.items() if blocks("python", text)]
+    "document",
+    [
+        pytest.param(name, marks=() if name == "README.md" else pytest.mark.full)
+        for name, text in DOCUMENTS.items()
+        if blocks("python", text)
+    ],
 )
 def test_code_in_documents_prints_what_it_says(document, capsys, tmp_path, monkeypatch):
     # The blocks of a page build on each other, and may write files.

@@ -16,9 +16,14 @@ CAPABILITIES = [
 
 def in_every_variant(test):
     cases = [
-        pytest.param(operation, macros, id=f"{operation}-{named(macros)}")
+        pytest.param(
+            operation,
+            macros,
+            id=f"{operation}-{named(macros)}",
+            marks=pytest.mark.full if number % 3 else (),
+        )
         for operation in OPERATIONS
-        for macros in variants(operation)
+        for number, macros in enumerate(variants(operation))
     ]
     return pytest.mark.parametrize("operation, macros", cases)(test)
 

@@ -120,6 +120,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folder_run, tmp_path, monke
     assert same(whole, cut)
 
 
+@pytest.mark.full
 def test_a_finished_run_is_only_evaluated_again(folder_run, tmp_path):
     accuracy = folder_run("--epochs", 1)
     before = (tmp_path / "out" / "checkpoint.pt").read_bytes()
@@ -160,6 +161,7 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -213,6 +215,7 @@ def copy_of(photos, tmp_path, broken_file, content):
     return copy
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("content", [b"", b"no image"], ids=["empty", "text"])
 def test_an_unreadable_image(photos, folder_run, tmp_path, capsys, content):
     folder_run("--epochs", 1)

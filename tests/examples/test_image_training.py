@@ -345,6 +345,7 @@ def test_drop_path_and_rate_of_the_recipe():
     assert settings["drop_path"] == 0.2
 
 
+@pytest.mark.full
 def test_the_learning_rate_follows_the_images_of_a_step(train):
     training = train(lr=1e-2, min_lr=1e-3, warmup_lr=1e-4, accumulation=2, epochs=3)
     rates = [line["lr"] for line in training.history]
@@ -439,6 +440,7 @@ def copy(photos, tmp_path):
     return copy_images(photos, tmp_path / "copy")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_an_unreadable_image(train, copy, capsys, workers, part):

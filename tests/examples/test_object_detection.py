@@ -258,6 +258,7 @@ def test_the_picture_shows_an_object_once():
     assert object_detection.without_repeats([unlikely]) == []
 
 
+@pytest.mark.full
 def test_own_images(own, run, tmp_path, capsys):
     ap, ap50 = run(*own())
     printed = capsys.readouterr().out

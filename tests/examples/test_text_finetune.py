@@ -195,6 +195,7 @@ def test_without_the_tree_both_variants_are_one(run):
     assert losses["mamba"] == losses["grootl"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("changed", [{}, {"tree_mode": "causal"}, {"tree_window": 1}], ids=str)
 def test_the_tree_makes_a_difference(run, changed):
     # At the scale shipped, a tenth of this, the losses differ by little more than rounding.

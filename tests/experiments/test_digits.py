@@ -25,6 +25,7 @@ def test_the_parts_share_no_image():
     assert len(images.unique(dim=0)) == len(images)
 
 
+@pytest.mark.full
 def test_all_networks_are_of_one_size():
     found = [num_parameters(make_network(*cell)) for cell in cells()]
     assert max(found) <= 1.02 * min(found)
@@ -41,6 +42,7 @@ def test_place_is_row_and_column():
     assert place[0, :, 1, 2].tolist() == [0, 0]
 
 
+@pytest.mark.full
 def test_all_networks_compute_different_things(few_images):
     images, _ = few_images
     found = []
@@ -59,6 +61,7 @@ def test_without_a_place_the_inputs_of_places_are_silent(few_images):
         assert network.stem.weight.grad[:, 1:].eq(0).all() == is_silent
 
 
+@pytest.mark.full
 def test_a_run_follows_its_seed(few_images):
     found = [run(TREE, "place", seed, 4e-3) for seed in (0, 0, 1, 2, 3)]
     for result in found:

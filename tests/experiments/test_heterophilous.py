@@ -81,6 +81,7 @@ def test_scores_by_hand(data):
     assert_close(score(Certain(), load_graph(data, "minesweeper"), everywhere), 59 / 60)
 
 
+@pytest.mark.full
 def test_a_run_learns_and_follows_its_seed(data, monkeypatch):
     monkeypatch.setattr(heterophilous, "steps_per_check", 10)
     monkeypatch.setattr(heterophilous, "most_steps", 40)

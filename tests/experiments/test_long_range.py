@@ -84,6 +84,7 @@ def test_on_a_ring_there_is_one_graph_per_class():
         assert [data.x[5].argmax().item() for data in dataset] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.full
 def test_a_run_learns_and_its_accuracy_is_that_of_its_best_weights(small):
     torch.manual_seed(0)
     train, validation, test = make_sets("ring", 5, 0)

@@ -47,6 +47,7 @@ def test_every_superpixel_graph_is_in_one_part(few_superpixels):
     assert len({id(graph) for part in parts for graph in part}) == 90
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "task, model",
     [
@@ -79,6 +80,7 @@ def test_every_model_runs_on_every_task_within_the_budget(
     assert 0.95 * budget <= result["num_parameters"] <= budget
 
 
+@pytest.mark.full
 def test_a_run_learns():
     torch.manual_seed(0)
     assert run("tumors", "TreeSSMConv", 0, 50, 3e-3)["accuracy"] > 0.85

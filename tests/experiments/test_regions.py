@@ -80,6 +80,7 @@ def test_intersection_over_union_by_hand():
     assert intersection_over_union(found, is_inside).tolist() == pytest.approx([1 / 3, 0])
 
 
+@pytest.mark.full
 def test_networks_have_the_same_parameters_within_two_percent():
     counts = [num_parameters(make_network(variant)) for variant in VARIANTS]
     assert max(counts) <= budget and max(counts) <= 1.02 * min(counts)

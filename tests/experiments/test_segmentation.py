@@ -69,6 +69,7 @@ def test_intersection_over_union_by_hand():
     assert intersection_over_union(counts).tolist() == pytest.approx([1 / 2, 1 / 3])
 
 
+@pytest.mark.full
 def test_networks_have_the_same_parameters_within_two_percent():
     counts = [num_parameters(make_network(variant)) for variant in VARIANTS]
     assert max(counts) <= budget and max(counts) <= 1.02 * min(counts)
@@ -83,6 +84,7 @@ def test_a_mirrored_scene_keeps_its_classes(data):
     assert bright[batch.classes == SKY].all() and not bright[batch.classes == ROAD].any()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_gives_each_pixel_its_classes(variant):
     torch.manual_seed(0)
@@ -105,6 +107,7 @@ def test_void_teaches_nothing():
     assert confusion(network(colors).argmax(1), torch.full_like(classes, VOID)).sum() == 0
 
 
+@pytest.mark.full
 def test_training_finds_sky_and_road(data):
     torch.manual_seed(0)
     network, scenes = make_network(EDGE_STEPS), load_scenes(data, "train")
@@ -114,6 +117,7 @@ def test_training_finds_sky_and_road(data):
     assert score(network, load_scenes(data, "test")) > 0.9
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "variant", [EDGE_STEPS, *(pytest.param(other, marks=pytest.mark.full) for other in OTHERS)]
 )

@@ -142,6 +142,7 @@ def test_is_summarized_and_explained_as_models_of_pyg_are():
     assert explainer(data.x, data.edge_index, index=0).edge_mask.shape == (data.num_edges,)
 
 
+@pytest.mark.full
 def test_compiles():
     model, data = make().eval(), graph()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

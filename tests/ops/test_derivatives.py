@@ -179,6 +179,7 @@ def test_a_batch_of_selective_scans():
     assert_close(found, torch.stack([scan(one, *operands[1:]) for one in u]))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("edge_steps", [False, True])
 @pytest.mark.parametrize("state_size, state_norm", [(1, True), (2, True), (2, False)])
 def test_second_derivatives_of_the_layer(state_size, state_norm, edge_steps):

@@ -231,6 +231,7 @@ def test_opcheck_of_selective_tree_scan(eps, has_options, direction):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_compiles_to_one_graph(direction):
     torch.compiler.reset()

@@ -350,6 +350,7 @@ def test_an_error_of_the_compiler_is_told():
         run("int* x", "*x = NAME;", zeros())
 
 
+@pytest.mark.full
 def test_the_instructions_of_every_operation_are_printed(capsys):
     main(["--direction", "both"])
     *_, names, first, second, forward, backward, _, last = capsys.readouterr().out.splitlines()

@@ -154,6 +154,7 @@ def written(model, tokenizer, prompt, num_tokens=6):
     return tokenizer.decode(longer[0, tokens.size(1) :], skip_special_tokens=True)
 
 
+@pytest.mark.full
 def test_the_harness_runs_local_tasks(harness, model, tokenizer, task_files):
     manager = TaskManager(include_path=str(task_files), include_defaults=False)
     results = lm_eval.simple_evaluate(
@@ -221,6 +222,7 @@ def test_the_command_line(command_line, tokenizer, task_files, tmp_path, capsys)
     assert found != pytest.approx([x for x, _ in all_by_hand(model, tokenizer)], abs=1e-2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("logits_cache", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
 def test_every_request_has_its_own_context(harness, model, tokenizer, batch_size, logits_cache):
@@ -232,6 +234,7 @@ def test_every_request_has_its_own_context(harness, model, tokenizer, batch_size
         assert distance(found, others) > 1e-2
 
 
+@pytest.mark.full
 def test_an_automatic_batch_size(harness, model, tokenizer, capsys):
     found = ask(harness(batch_size="auto", max_batch_size=2, max_length=24))
     assert "Determined largest batch size: 2" in capsys.readouterr().out

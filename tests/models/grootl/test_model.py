@@ -265,6 +265,7 @@ def first_change(model: GrootLForCausalLM, changed: int, num_tokens: int = 24, *
     return int(difference[0].abs().amax(dim=-1).gt(0).nonzero()[0])
 
 
+@pytest.mark.full
 def test_no_token_hears_a_later_one_in_causal_mode_and_some_do_inside_the_context():
     causal = grootl(tree_mode="causal", tree_scale=1.0)
     for _ in range(5):
@@ -322,6 +323,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_generate_gives_the_same_with_and_without_cache(model, way):
     input_ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.long)

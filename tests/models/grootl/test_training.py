@@ -84,6 +84,7 @@ def test_a_loss_outside_the_model_is_that_inside_it(tmp_path, mode, way):
     assert outside == pytest.approx(inside, abs=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", ["smoothing", "function"])
 def test_a_loss_outside_an_adapted_model(tmp_path, way):
     peft = pytest.importorskip("peft")

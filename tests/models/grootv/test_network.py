@@ -375,6 +375,7 @@ def test_weights_that_hold_nan_are_told_by_the_layer(images):
         model(images)
 
 
+@pytest.mark.full
 def test_compiled_networks_tell_nan_too(images):
     torch._dynamo.reset()
     model = GrootV(channels=4, depths=(1, 1, 1, 1), num_classes=5).eval()

@@ -437,6 +437,7 @@ def test_what_agrees_with_the_network_is_taken():
 # Weights that are elsewhere. ----------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model_class", [GrootVForImageClassification, GrootVBackbone, GrootVModel])
 @pytest.mark.parametrize(
     "device_map",
