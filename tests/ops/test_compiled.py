@@ -66,6 +66,7 @@ def test_nobody_is_told_of_what_is_remembered(load, caplog):
     assert not caplog.text
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "scrambled", "lost"])
 def test_a_damaged_cache_is_written_anew(load, ending, damage):
