@@ -132,6 +132,23 @@ def _(best, component):
     return in_one_word if best.ndim == 1 else in_two_words
 
 
+def _choose_alike(best, component, other):
+    raise NotImplementedError
+
+
+@overload(_choose_alike, jit_options={"forceinline": True})
+def _(best, component, other):
+    r"""Whether both have the same lowest edge."""
+
+    def in_one_word(best, component, other):
+        return best[component] == best[other]
+
+    def in_two_words(best, component, other):
+        return best[component, 1] == best[other, 1]
+
+    return in_one_word if best.ndim == 1 else in_two_words
+
+
 def _forget(best, num_components):
     raise NotImplementedError
 
@@ -181,7 +198,7 @@ def _forest(source, target, weight, is_float, num_nodes, edge_mask, edges, heavy
 @njit(forceinline=True)
 def _get(edges, place):
     ends, key = edges
-    return ends[0, place], ends[1, place], key[place], ends[2, place]
+    return np.uint64(ends[0, place]), np.uint64(ends[1, place]), key[place], ends[2, place]
 
 
 @njit(forceinline=True)
@@ -231,7 +248,7 @@ def _join(edges, num_edges, num_components, edge_mask, components):
         num_crossing = 0
         for place in range(num_edges):
             first, second, key, edge = _get(edges, place)
-            first, second = label[first], label[second]
+            first, second = np.uint64(label[first]), np.uint64(label[second])
             if first != second:
                 _put(edges, num_crossing, first, second, key, edge)
                 _offer(best, first, key, num_crossing)
@@ -257,7 +274,7 @@ def _contract(edges, num_components, edge_mask, components):
         edge_mask[edges.ends[2, place]] = True
         other = edges.ends[0, place] + edges.ends[1, place] - component
         # Of two components that choose the same edge, the lower one ends the chain of choices.
-        ends_here = component < other and _place(best, other) == place
+        ends_here = _choose_alike(best, component, other) and component < other
         label[component] = component if ends_here else other
 
     for component in range(num_components):
